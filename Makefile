@@ -1,0 +1,51 @@
+# Five words do all the set-up: demo, test, lint, bench, docs. Each installs what it needs into .venv.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+PHOTOS := tests/faces/astronaut.jpg tests/faces/hopper.jpg tests/faces/group.jpg
+
+.PHONY: demo test lint types format bench soak docs clean
+
+demo: $(VENV)/.core
+	$(BIN)/agelens analyze $(PHOTOS) --annotate demo
+	@echo "Annotated pictures: demo/astronaut.jpg, demo/hopper.jpg, demo/group.jpg"
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -q
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(VENV)/.dev
+	$(BIN)/python benchmarks/inference.py
+
+soak: $(VENV)/.dev
+	$(BIN)/python benchmarks/soak_images.py
+	$(BIN)/python benchmarks/soak.py
+
+docs: $(VENV)/.dev
+	$(BIN)/zensical build --clean --strict
+
+clean:
+	rm -rf $(VENV) demo site build dist
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "AgeLens needs Python 3.11 or newer, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.13")'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) install -c constraints.txt -e '.[all,dev]'
+	@touch $@ $(VENV)/.core

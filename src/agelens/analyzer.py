@@ -1,0 +1,482 @@
+"""
+The chain from a picture to its faces' ages and genders, as one thread-safe call.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections import deque
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from agelens.alignment import CropSpec, align, align_box
+from agelens.bundle import Bundle, find_model
+from agelens.calibration import Calibrator
+from agelens.detection import (
+    DEFAULT_MIN_FACE,
+    Detections,
+    Detector,
+    load_detector,
+)
+from agelens.errors import ArgumentError, ImageError
+from agelens.estimation import DEFAULT_BATCH, Estimator, estimate_in_batches, load_estimator
+from agelens.images import DEFAULT_LIMITS, ImageLimits, ImageSource, Picture, load_image
+from agelens.quality import DEFAULT_QUALITY_LIMITS, QualityLimits, measure
+from agelens.results import (
+    AgeDistribution,
+    Analysis,
+    AnalysisError,
+    Face,
+    GenderEstimate,
+    Origin,
+    Quality,
+)
+from agelens.sources import SourceItem
+
+_WORK_SIDE: Final = 4096
+"""Pictures of twice this side or more are decoded at a half, a quarter or an eighth of it."""
+
+
+@dataclass(frozen=True)
+class AnalyzerOptions:
+    """How an ``Analyzer`` works; plain values, so that they can be sent to worker processes.
+
+    Attributes:
+        model: Name, path or "insightface:DIR"; see ``bundle.find_model``.
+        detector: "default", "none" (the whole picture is one face) or "insightface:DIR".
+        crops: Each picture is one face crop: fall back to the whole picture when no face is found,
+            and keep only the most prominent face.
+        gender: False switches the gender estimate off.
+        min_face: Smallest face to look for, in pixels of the picture; smaller ones are left out.
+        max_faces: Keep this many faces, the most prominent first; None keeps all.
+        min_score: Least detector confidence, 0..1.
+        quality: From where on a face is not usable and its estimate abstains.
+        flip: Average each face with its mirror image: a little accuracy for twice the time.
+        limits: Limits on the pictures.
+        allow_urls: Fetch sources that are http(s) addresses.
+        accept_licence: Accept a research-class model licence.
+        threads: Threads inside one inference.
+        batch: Faces of one inference at most.
+    """
+
+    model: str = "default"
+    detector: str = "default"
+    crops: bool = False
+    gender: bool = True
+    min_face: int = DEFAULT_MIN_FACE
+    max_faces: int | None = None
+    min_score: float = 0.7
+    quality: QualityLimits = DEFAULT_QUALITY_LIMITS
+    flip: bool = False
+    limits: ImageLimits = DEFAULT_LIMITS
+    allow_urls: bool = False
+    accept_licence: bool = False
+    threads: int = 1
+    batch: int = DEFAULT_BATCH
+
+    def __post_init__(self) -> None:
+        if self.max_faces is not None and self.max_faces < 1:
+            raise ArgumentError(f"max_faces must be 1 or more, got {self.max_faces}")
+        if self.threads < 1 or self.batch < 1:
+            raise ArgumentError(
+                f"threads and batch must be 1 or more, got {self.threads} and {self.batch}"
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class _Located:
+    """One face before it is estimated."""
+
+    box: tuple[float, float, float, float]
+    score: float
+    landmarks: NDArray[np.float32] | None
+    origin: Origin
+    quality: Quality
+    chip: NDArray[np.uint8]
+
+
+@dataclass(frozen=True, eq=False)
+class _Scene:
+    """One picture with its faces cut out, or the reason why there are none."""
+
+    name: str | None
+    width: int
+    height: int
+    faces: tuple[_Located, ...]
+    error: AnalysisError | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Weights:
+    """What is loaded, and in which process."""
+
+    pid: int
+    detector: Detector | None
+    estimator: Estimator
+    calibrator: Calibrator
+    crop: CropSpec
+
+
+class Analyzer:
+    """Finds faces and estimates age and gender.
+
+    Thread-safe: it holds weights only, so that one instance serves all threads of a process, and
+    the result of a picture does not depend on what else runs. It can be pickled and survives a
+    fork: weights are loaded again in the new process. Weights are loaded when it is made, so that
+    a wrong model fails at once.
+
+    Example:
+        >>> from agelens import Analyzer
+        >>> analyzer = Analyzer(min_face=40)
+        >>> analysis = analyzer("tests/faces/astronaut.jpg")
+        >>> len(analysis.faces), analysis.faces[0].gender.label
+        (1, 'female')
+    """
+
+    def __init__(self, options: AnalyzerOptions | None = None, /, **changes: Any) -> None:
+        """Load a model and a detector.
+
+        Args:
+            options: All options at once; the default ones when left out.
+            **changes: Single options by the names of ``AnalyzerOptions``.
+
+        Raises:
+            ArgumentError: An unknown option, or a value out of range.
+            ModelNotFound, ModelCorrupt, CardError, ModelError: The model or the detector.
+            LicenceNotAccepted: A research-class model without ``accept_licence=True``.
+        """
+        base = options or AnalyzerOptions()
+        known = AnalyzerOptions.__dataclass_fields__
+        unknown = sorted(set(changes) - set(known))
+        if unknown:
+            raise ArgumentError(f"unknown option {unknown[0]!r}; there are: {', '.join(known)}")
+        self.options = replace(base, **changes)
+        self.bundle: Bundle = find_model(self.options.model)
+        self.bundle.require_licence(self.options.accept_licence)
+        self._lock = threading.Lock()
+        self._weights = self._load()
+
+    @property
+    def model(self) -> str:
+        """Name and version of the model, as "name@version"."""
+        return self.bundle.card.identifier
+
+    def __repr__(self) -> str:
+        return f"Analyzer(model={self.model!r}, detector={self.options.detector!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"options": self.options}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__init__(state["options"])  # type: ignore[misc]
+
+    # --- one picture -----------------------------------------------------------------------------
+
+    def __call__(self, source: ImageSource, *, boxes: ArrayLike | None = None) -> Analysis:
+        """Analyse one picture.
+
+        Args:
+            source: A path, bytes, a binary file, a PIL image, or an array (RGB, grey, RGBA).
+            boxes: (N, 4) x0 y0 x1 y1 pixels of the upright picture: the caller's own faces, in the
+                order of the results; nothing is detected then.
+
+        Raises:
+            ImageError: The picture cannot be read; ``code`` says why.
+            ArgumentError: The boxes are not (N, 4), empty or outside the picture.
+        """
+        scene = self._locate(self._read(source), boxes)
+        return self._estimate([scene])[0]
+
+    def chips(self, source: ImageSource, *, boxes: ArrayLike | None = None) -> NDArray[np.uint8]:
+        """The faces of a picture as the model sees them, most prominent first.
+
+        Returns:
+            (N, size, size, 3) uint8 RGB, cut by the model's crop; usable or not.
+
+        Raises:
+            ImageError: The picture cannot be read.
+        """
+        faces = self._locate(self._read(source), boxes).faces
+        size = self.bundle.card.input.size
+        return (
+            np.stack([face.chip for face in faces])
+            if faces
+            else np.zeros((0, size, size, 3), np.uint8)
+        )
+
+    @property
+    def estimator(self) -> Estimator:
+        """The loaded network, for those who bring their own chips."""
+        return self._loaded().estimator
+
+    def analyze_many(self, sources: Iterable[ImageSource]) -> list[Analysis]:
+        """Analyse pictures in overlapping stages; see ``stream``."""
+        return list(self.stream(sources))
+
+    # --- many pictures ---------------------------------------------------------------------------
+
+    def stream(
+        self,
+        sources: Iterable[ImageSource | SourceItem],
+        *,
+        workers: int | None = None,
+        ahead: int | None = None,
+    ) -> Generator[Analysis, None, None]:
+        """Analyse pictures one after another, in order, in overlapping stages.
+
+        Worker threads decode, detect and align; faces of several pictures are then estimated in
+        one batch. At most ``ahead`` pictures are in memory. A picture that cannot be read gives
+        an ``Analysis`` with an ``error``. Closing the iterator stops the work.
+
+        Args:
+            sources: As for a call; or ``SourceItem`` rows, whose names the results then carry.
+            workers: Threads that decode and detect; None takes one a core.
+            ahead: Pictures under way at most; None takes four a worker.
+        """
+        threads = workers or os.cpu_count() or 1
+        room = ahead or 4 * threads
+        iterator = iter(sources)
+        waiting: deque[Future[_Scene]] = deque()
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="agelens")
+        try:
+            exhausted = False
+            while True:
+                while not exhausted and len(waiting) < room:
+                    try:
+                        source = next(iterator)
+                    except StopIteration:
+                        exhausted = True
+                        break
+                    waiting.append(pool.submit(self._locate_or_explain, source))
+                if not waiting:
+                    return
+                yield from self._estimate(self._next_scenes(waiting))
+        finally:
+            for future in waiting:
+                future.cancel()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _next_scenes(self, waiting: deque[Future[_Scene]]) -> list[_Scene]:
+        """The first scene, waited for, and those that follow and are ready, up to a batch."""
+        scenes = [waiting.popleft().result()]
+        faces = len(scenes[0].faces)
+        while waiting and waiting[0].done() and faces < self.options.batch:
+            scenes.append(waiting.popleft().result())
+            faces += len(scenes[-1].faces)
+        return scenes
+
+    # --- stages ----------------------------------------------------------------------------------
+
+    def _read(self, source: ImageSource) -> Picture:
+        return load_image(
+            source,
+            limits=self.options.limits,
+            work_side=_WORK_SIDE,
+            allow_urls=self.options.allow_urls,
+        )
+
+    def _locate_or_explain(self, source: ImageSource | SourceItem) -> _Scene:
+        item = source if isinstance(source, SourceItem) else SourceItem("", source)
+        name = item.name or None
+        try:
+            if item.error is not None:
+                raise item.error
+            assert item.image is not None  # an item without an error has a picture
+            scene = self._locate(self._read(item.image), None)
+        except ImageError as error:
+            where = name or error.where
+            return _Scene(where, 0, 0, (), AnalysisError(error.code, error.message))
+        return replace(scene, name=name or scene.name)
+
+    def _locate(self, picture: Picture, boxes: ArrayLike | None) -> _Scene:
+        weights = self._loaded()
+        detections, origin = self._detect(picture, boxes, weights)
+        faces = tuple(
+            self._cut(picture, detections, row, origin, weights) for row in range(len(detections))
+        )
+        return _Scene(picture.name, picture.width, picture.height, faces)
+
+    def _detect(
+        self, picture: Picture, boxes: ArrayLike | None, weights: _Weights
+    ) -> tuple[Detections, Origin]:
+        if boxes is not None:
+            return _given(boxes, picture), "caller"
+        if weights.detector is not None:
+            found = weights.detector.detect(picture.pixels)
+            found = found.take(self._prominent(found, picture))
+            if len(found) or not self.options.crops:
+                return found, "detector"
+        height, width = picture.pixels.shape[:2]
+        whole = np.array([[0, 0, width, height]], np.float32)
+        return Detections(whole, np.ones(1, np.float32)), "whole_picture"
+
+    def _prominent(self, detections: Detections, picture: Picture) -> NDArray[np.intp]:
+        """Rows of the faces to keep, by box area times score.
+
+        Left out are faces under ``min_face`` and those centred outside the picture.
+        """
+        boxes = detections.boxes
+        sides = boxes[:, 2:] - boxes[:, :2]
+        areas = sides.prod(axis=1)
+        centres = boxes[:, :2] + sides / 2
+        height, width = picture.pixels.shape[:2]
+        sx, sy = picture.scale
+        keep = (centres >= 0).all(axis=1) & (centres < (width, height)).all(axis=1)
+        keep &= areas * (sx * sy) >= self.options.min_face**2
+        order = np.argsort(-areas * detections.scores, kind="stable")
+        limit = 1 if self.options.crops else self.options.max_faces
+        return np.asarray(order[keep[order]][:limit], np.intp)
+
+    def _cut(
+        self, picture: Picture, detections: Detections, row: int, origin: Origin, weights: _Weights
+    ) -> _Located:
+        image, whole = picture.pixels, origin == "whole_picture"
+        x0, y0, x1, y1 = (float(v) for v in detections.boxes[row])
+        points = None if detections.landmarks is None else detections.landmarks[row]
+        if points is None or weights.crop.anchor == "box":
+            chip = align_box(image, (x0, y0, x1, y1), weights.crop, whole_picture=whole)
+        else:
+            chip = align(image, points, weights.crop)
+        sx, sy = picture.scale
+        quality = measure(
+            image,
+            (x0, y0, x1, y1),
+            points,
+            self.options.quality,
+            whole_picture=whole,
+            scale=(sx * sy) ** 0.5,
+        )
+        return _Located(
+            (x0 * sx, y0 * sy, x1 * sx, y1 * sy),
+            float(detections.scores[row]),
+            None if points is None else points * np.array([sx, sy], np.float32),
+            origin,
+            quality,
+            chip,
+        )
+
+    def _estimate(self, scenes: Sequence[_Scene]) -> list[Analysis]:
+        chips = [face.chip for scene in scenes for face in scene.faces if face.quality.usable]
+        ages: list[AgeDistribution] = []
+        genders: list[GenderEstimate] | None = None
+        if chips:
+            weights = self._loaded()
+            raw = estimate_in_batches(
+                weights.estimator, np.stack(chips), batch=self.options.batch, flip=self.options.flip
+            )
+            ages = weights.calibrator.ages(raw)
+            genders = weights.calibrator.genders(raw) if self.options.gender else None
+        return self._assemble(scenes, ages, genders)
+
+    def _assemble(
+        self,
+        scenes: Sequence[_Scene],
+        ages: Sequence[AgeDistribution],
+        genders: Sequence[GenderEstimate] | None,
+    ) -> list[Analysis]:
+        answers = iter(zip(ages, genders or itertools.repeat(None), strict=False))
+        abstained = (
+            AgeDistribution.unknown(),
+            GenderEstimate(0.5) if self.options.gender and self.bundle.card.gender else None,
+        )
+        analyses = []
+        for scene in scenes:
+            faces = []
+            for face in scene.faces:
+                age, gender = next(answers) if face.quality.usable else abstained
+                faces.append(
+                    Face(
+                        face.box, face.score, face.quality, age, gender, face.landmarks, face.origin
+                    )
+                )
+            analyses.append(
+                Analysis(
+                    scene.name, scene.width, scene.height, tuple(faces), scene.error, self.model
+                )
+            )
+        return analyses
+
+    # --- weights ---------------------------------------------------------------------------------
+
+    def _loaded(self) -> _Weights:
+        """The weights of this process: sessions do not survive a fork."""
+        if self._weights.pid == os.getpid():
+            return self._weights
+        with self._lock:
+            if self._weights.pid != os.getpid():
+                self._weights = self._load()
+        return self._weights
+
+    def _load(self) -> _Weights:
+        options = self.options
+        return _Weights(
+            os.getpid(),
+            load_detector(
+                options.detector,
+                score_threshold=options.min_score,
+                min_face=options.min_face,
+                threads=options.threads,
+            ),
+            load_estimator(self.bundle, threads=options.threads, gender=options.gender),
+            Calibrator.from_card(self.bundle.card),
+            self.bundle.card.crop_spec(),
+        )
+
+
+def _given(boxes: ArrayLike, picture: Picture) -> Detections:
+    """The caller's boxes as detections, in pixels of the decoded picture."""
+    values = np.asarray(boxes, np.float64)
+    if values.size == 0:
+        return Detections.none()
+    if values.ndim != 2 or values.shape[1] != 4 or not np.isfinite(values).all():
+        raise ArgumentError(f"boxes must be (N, 4) finite numbers, got shape {values.shape}")
+    sx, sy = picture.scale
+    for row, (x0, y0, x1, y1) in enumerate(values):
+        if x1 <= x0 or y1 <= y0:
+            raise ArgumentError(f"box {row} needs x0 < x1 and y0 < y1, got {(x0, y0, x1, y1)}")
+        if x1 <= 0 or y1 <= 0 or x0 >= picture.width or y0 >= picture.height:
+            raise ArgumentError(
+                f"box {row} {(x0, y0, x1, y1)} lies outside the {picture.width}x{picture.height} "
+                "picture"
+            )
+    scaled = (values / (sx, sy, sx, sy)).astype(np.float32)
+    return Detections(scaled, np.ones(len(scaled), np.float32))
+
+
+_default: Analyzer | None = None
+_default_lock: Final = threading.Lock()
+
+
+def analyze(source: ImageSource, **options: Any) -> Analysis:
+    """Analyse one picture; the one-call form of ``Analyzer``.
+
+    The default analyzer is loaded on the first call and kept. With options a new one is made for
+    the call: keep an ``Analyzer`` of your own for more than a few pictures.
+
+    Args:
+        source: A path, bytes, a binary file, a PIL image, or an array (RGB, grey, RGBA).
+        **options: Options of ``AnalyzerOptions``.
+
+    Raises:
+        ImageError: The picture cannot be read; ``code`` says why.
+
+    Example:
+        >>> import agelens
+        >>> face = agelens.analyze("tests/faces/astronaut.jpg").faces[0]
+        >>> face.gender.label
+        'female'
+    """
+    if options:
+        return Analyzer(**options)(source)
+    global _default
+    with _default_lock:
+        if _default is None:
+            _default = Analyzer()
+    return _default(source)

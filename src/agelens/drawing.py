@@ -1,0 +1,188 @@
+"""
+Results to look at: annotated pictures, age distributions, blurred faces.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from agelens.images import ImageSource, load_image
+from agelens.results import AgeDistribution, Analysis, Face
+
+Colour = tuple[int, int, int]
+
+# Told apart in common colour vision deficiencies (Okabe and Ito 2008).
+_COLOURS: Final[dict[str, Colour]] = {
+    "female": (204, 121, 167),
+    "male": (0, 114, 178),
+    "uncertain": (230, 159, 0),
+    "none": (0, 158, 115),
+    "abstained": (110, 110, 110),
+}
+_INK: Final[Colour] = (255, 255, 255)
+
+
+def annotate(
+    source: ImageSource | NDArray[np.uint8],
+    analysis: Analysis,
+    *,
+    level: float = 0.9,
+    blur: bool = False,
+) -> Image.Image:
+    """Draw boxes, ages with intervals and genders on a picture.
+
+    Args:
+        source: The picture that was analysed.
+        analysis: What was found in it.
+        level: Level of the interval in brackets.
+        blur: Make the faces unrecognisable first.
+
+    Returns:
+        A new RGB picture of the same size.
+    """
+    picture = blur_faces(source, analysis) if blur else _picture(source)
+    draw = ImageDraw.Draw(picture)
+    taken: list[tuple[float, float, float, float]] = []
+    for face in analysis.faces:
+        colour = _colour(face)
+        width = max(2, round(min(picture.size) / 300))
+        draw.rectangle(face.box, outline=colour, width=width)
+        taken.append(_draw_label(draw, picture.size, face, label(face, level), colour, taken))
+    return picture
+
+
+def label(face: Face, level: float = 0.9) -> str:
+    """One line on a face, as "34 (26-43) female 97%"."""
+    if face.age.abstained:
+        reason = face.quality.reasons[0] if face.quality.reasons else "cannot tell"
+        return reason.split(":")[0]
+    low, high = face.age.interval(level)
+    age = f"{face.age.mean:.0f} ({low}-{high})"
+    if face.gender is None:
+        return age
+    if face.gender.label == "uncertain":
+        return f"{age} uncertain"
+    return f"{age} {face.gender.label} {100 * face.gender.probability:.0f}%"
+
+
+def blur_faces(source: ImageSource | NDArray[np.uint8], analysis: Analysis) -> Image.Image:
+    """Make the faces of a picture unrecognisable.
+
+    Each face is averaged down to 8 cells across, which no filter can undo, then smoothed.
+
+    Args:
+        source: The picture that was analysed.
+        analysis: What was found in it.
+
+    Returns:
+        A new RGB picture of the same size.
+    """
+    picture = _picture(source)
+    for face in analysis.faces:
+        x0, y0, x1, y1 = face.box
+        reach = 0.2 * max(x1 - x0, y1 - y0)
+        left, top = max(0, math.floor(x0 - reach)), max(0, math.floor(y0 - reach))
+        right = min(picture.width, math.ceil(x1 + reach))
+        bottom = min(picture.height, math.ceil(y1 + reach))
+        if right <= left or bottom <= top:
+            continue
+        size = (right - left, bottom - top)
+        crop = picture.crop((left, top, right, bottom))
+        cells = crop.resize((8, 8), Image.Resampling.BOX).resize(size, Image.Resampling.BICUBIC)
+        mask = Image.new("L", size, 0)
+        ImageDraw.Draw(mask).ellipse((0, 0, size[0], size[1]), fill=255)
+        picture.paste(cells, (left, top), mask.filter(ImageFilter.GaussianBlur(size[0] / 40)))
+    return picture
+
+
+def plot_age(
+    age: AgeDistribution, *, level: float = 0.9, size: tuple[int, int] = (640, 320)
+) -> Image.Image:
+    """Draw an age distribution: a bar an age, the interval shaded, the mean marked.
+
+    Args:
+        age: The distribution; an abstention gives a page that says so.
+        level: Level of the shaded interval.
+        size: Width and height in pixels.
+    """
+    width, height = size
+    picture = Image.new("RGB", size, (255, 255, 255))
+    draw = ImageDraw.Draw(picture)
+    font = _font(max(11, height // 22))
+    left, right, top, bottom = 12.0, width - 12.0, height * 0.16, height - height * 0.12
+    if age.abstained:
+        draw.text((left, height * 0.03), "no estimate", fill=(60, 60, 60), font=font)
+        return picture
+    low, high = age.interval(level)
+    step = (right - left) / len(age.probabilities)
+    draw.rectangle((left + low * step, top, left + (high + 1) * step, bottom), fill=(225, 238, 246))
+    scale = (bottom - top) / max(float(age.probabilities.max()), 1e-9)
+    for index, probability in enumerate(age.probabilities):
+        x = left + index * step
+        colour = (0, 114, 178) if low <= index <= high else (170, 170, 170)
+        draw.rectangle(
+            (x, bottom - float(probability) * scale, x + step * 0.8, bottom), fill=colour
+        )
+    x = left + (age.mean + 0.5) * step
+    draw.line((x, top, x, bottom), fill=(213, 94, 0), width=2)
+    for tick in range(0, 101, 10):
+        text = str(tick)
+        x = left + (tick + 0.5) * step - draw.textlength(text, font=font) / 2
+        draw.text((x, bottom + 3), text, fill=(60, 60, 60), font=font)
+    title = f"mean {age.mean:.1f}, {100 * level:.0f} % interval {low} to {high} years"
+    draw.text((left, height * 0.03), title, fill=(20, 20, 20), font=font)
+    return picture
+
+
+def _picture(source: ImageSource | NDArray[np.uint8]) -> Image.Image:
+    return Image.fromarray(load_image(source, work_side=None).pixels).copy()
+
+
+def _colour(face: Face) -> Colour:
+    if face.age.abstained:
+        return _COLOURS["abstained"]
+    return _COLOURS["none" if face.gender is None else face.gender.label]
+
+
+def _draw_label(
+    draw: ImageDraw.ImageDraw,
+    size: tuple[int, int],
+    face: Face,
+    text: str,
+    colour: Colour,
+    taken: list[tuple[float, float, float, float]],
+) -> tuple[float, float, float, float]:
+    """Write a label at the first place by the box that is free; returns where."""
+    x0, y0, x1, y1 = face.box
+    font = _font(round(min(max(11, (x1 - x0) / 7, min(size) / 45), 40)))
+    a, b, c, d = draw.textbbox((0, 0), text, font=font)
+    pad = max(2.0, (d - b) * 0.2)
+    width, height = c - a + 2 * pad, d - b + 2 * pad
+    left = min(max(0.0, x0), max(0.0, size[0] - width))
+    places = [y0 - height, y1, y0, y1 - height]
+    free = [
+        (left, y, left + width, y + height)
+        for y in places
+        if 0 <= y <= size[1] - height
+        and not any(_overlap((left, y, left + width, y + height), other) for other in taken)
+    ]
+    top = min(max(0.0, y0 - height), size[1] - height)
+    place = free[0] if free else (left, top, left + width, top + height)
+    draw.rectangle(place, fill=colour)
+    draw.text((place[0] + pad - a, place[1] + pad - b), text, fill=_INK, font=font)
+    return place
+
+
+def _overlap(
+    one: tuple[float, float, float, float], other: tuple[float, float, float, float]
+) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)

@@ -1,0 +1,114 @@
+"""
+Every error AgeLens raises on purpose, in one hierarchy.
+
+    AgeLensError
+    ├── ImageError              (ValueError)    a picture that cannot be analysed; has a ``code``
+    ├── ArgumentError           (ValueError)    a value from the caller is out of range or form
+    ├── ModelError              (ValueError)    a model, its card or its detector cannot be used
+    │   ├── ModelNotFound       (LookupError)   no model of that name or at that path
+    │   ├── ModelCorrupt                        its SHA-256 is not the one that its card states
+    │   ├── CardError                           the card is incomplete or contradicts the network
+    │   └── LicenceNotAccepted  (PermissionError)  research-class weights without consent
+    ├── DataError               (ValueError)    a data set or table is wrong; names row and column
+    ├── TrainingError           (RuntimeError)  a training run cannot start, go on or be resumed
+    └── MissingExtra            (ImportError)   an optional dependency is missing; names the extra
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+IMAGE_ERROR_CODES: Final = (
+    "not_found",
+    "is_directory",
+    "not_readable",
+    "empty",
+    "not_an_image",
+    "unsupported_format",
+    "truncated",
+    "corrupt",
+    "too_many_bytes",
+    "too_many_pixels",
+    "bad_array",
+    "url_disabled",
+    "fetch_failed",
+    "internal",
+)
+"""What ``ImageError.code`` and the ``code`` of an error row can be."""
+
+
+class AgeLensError(Exception):
+    """Base of every error that AgeLens raises on purpose."""
+
+
+class ImageError(AgeLensError, ValueError):
+    """A picture that cannot be analysed.
+
+    Attributes:
+        code: One of ``IMAGE_ERROR_CODES``.
+        message: One sentence: what was found, what is expected, what to do.
+        where: The path or name of the picture, or None.
+    """
+
+    def __init__(self, code: str, message: str, *, where: str | None = None) -> None:
+        if code not in IMAGE_ERROR_CODES:
+            raise AssertionError(f"unknown image error code {code!r}")
+        self.code = code
+        self.message = message
+        self.where = where
+        super().__init__(f"{where}: {message}" if where else message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_image_error, (self.code, self.message, self.where))
+
+
+def _rebuild_image_error(code: str, message: str, where: str | None) -> ImageError:
+    return ImageError(code, message, where=where)
+
+
+class ArgumentError(AgeLensError, ValueError):
+    """A value the caller passed is out of range or of the wrong form."""
+
+
+class ModelError(AgeLensError, ValueError):
+    """A model, its card or its detector cannot be used."""
+
+
+class ModelNotFound(ModelError, LookupError):
+    """No model of that name or at that path."""
+
+
+class ModelCorrupt(ModelError):
+    """The file's SHA-256 is not the one its card states."""
+
+
+class CardError(ModelError):
+    """The card is missing a field, or contradicts the network it describes."""
+
+
+class LicenceNotAccepted(ModelError, PermissionError):
+    """Research-class weights were asked for without accepting their licence."""
+
+
+class DataError(AgeLensError, ValueError):
+    """A data set, manifest or table is wrong; the message names row and column."""
+
+
+class TrainingError(AgeLensError, RuntimeError):
+    """A training run cannot start, go on or be resumed."""
+
+
+class MissingExtra(AgeLensError, ImportError):
+    """An optional dependency is not installed.
+
+    Attributes:
+        extra: The extra to install, as in ``pip install 'agelens[extra]'``.
+    """
+
+    def __init__(self, extra: str, purpose: str) -> None:
+        self.extra = extra
+        self.purpose = purpose
+        super().__init__(f"{purpose} needs the {extra!r} extra: pip install 'agelens[{extra}]'")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (MissingExtra, (self.extra, self.purpose))

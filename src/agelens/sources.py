@@ -1,0 +1,189 @@
+"""
+What the user pointed at, as an ordered stream of named pictures.
+
+Folders, globs, single files, Parquet tables with an ``image`` or ``path`` column, and videos all
+become ``SourceItem`` rows; nothing is decoded here but the frames of a video.
+"""
+
+from __future__ import annotations
+
+import glob
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from agelens.errors import DataError, ImageError, MissingExtra
+from agelens.images import ImageSource, display_name
+
+IMAGE_SUFFIXES: Final = frozenset(
+    (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".dib")
+    + (".tif", ".tiff", ".avif", ".heic", ".heif")
+)
+VIDEO_SUFFIXES: Final = frozenset(
+    (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+)
+_PARQUET_SUFFIXES: Final = frozenset((".parquet", ".pq"))
+_ROWS_AT_ONCE: Final = 64
+
+
+@dataclass(frozen=True, eq=False)
+class SourceItem:
+    """One picture to analyse.
+
+    Attributes:
+        name: What results call it: a path, ``FILE#ROW`` of a Parquet table, ``FILE#t=SECONDS`` of
+            a video.
+        image: What ``images.load_image`` takes; None when ``error`` says why there is nothing.
+        error: Why this row could not be had.
+    """
+
+    name: str
+    image: ImageSource | None
+    error: ImageError | None = None
+
+
+def expand(
+    paths: Iterable[str | os.PathLike[str]], *, recursive: bool = False, every_s: float = 1.0
+) -> Iterator[SourceItem]:
+    """The pictures of these paths, in the order given; folders by name.
+
+    A path that does not exist gives an item with an error, so that no row is lost. In a folder,
+    files without an image suffix are left out; hidden ones too.
+
+    Args:
+        paths: Files, folders, globs, Parquet tables, videos.
+        recursive: Go into the folders of a folder.
+        every_s: Seconds between the frames taken from a video.
+
+    Raises:
+        DataError: A Parquet table has neither an ``image`` nor a ``path`` column, or is broken.
+        MissingExtra: A Parquet table was named and pyarrow is not installed.
+    """
+    for given in paths:
+        text = os.fspath(given)
+        if not os.path.lexists(text) and glob.has_magic(text):
+            matches = sorted(glob.glob(text, recursive=True))
+            if not matches:
+                error = ImageError("not_found", "no file matches this pattern", where=text)
+                yield SourceItem(text, None, error)
+            for match in matches:
+                yield from _expand_one(match, recursive=recursive, every_s=every_s)
+        else:
+            yield from _expand_one(text, recursive=recursive, every_s=every_s)
+
+
+def count(paths: Sequence[str | os.PathLike[str]], *, recursive: bool = False) -> int | None:
+    """How many pictures ``expand`` will give, or None when only reading a video would tell."""
+    total = 0
+    for given in paths:
+        text = os.fspath(given)
+        matches = [text]
+        if not os.path.lexists(text) and glob.has_magic(text):
+            matches = glob.glob(text, recursive=True) or [text]
+        for match in matches:
+            suffix = Path(match).suffix.lower()
+            if os.path.isdir(match):
+                total += sum(1 for _ in _files(match, recursive=recursive))
+            elif suffix in VIDEO_SUFFIXES:
+                return None
+            elif suffix in _PARQUET_SUFFIXES and os.path.isfile(match):
+                total += _open_parquet(match).metadata.num_rows
+            else:
+                total += 1
+    return total
+
+
+def _expand_one(path: str, *, recursive: bool, every_s: float) -> Iterator[SourceItem]:
+    suffix = Path(path).suffix.lower()
+    if path.startswith(("http://", "https://")):
+        yield SourceItem(path, path)
+    elif os.path.isdir(path):
+        for file in _files(path, recursive=recursive):
+            yield SourceItem(display_name(file), file)
+    elif suffix in _PARQUET_SUFFIXES and os.path.isfile(path):
+        yield from _parquet_rows(path)
+    elif suffix in VIDEO_SUFFIXES and os.path.isfile(path):
+        yield from _video_frames(path, every_s)
+    else:
+        yield SourceItem(display_name(path), path)
+
+
+def _files(folder: str, *, recursive: bool) -> Iterator[str]:
+    """Image files of a folder, by name; a folder named like an image is listed as one too."""
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        if entry.name.startswith("."):
+            continue
+        is_image = Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
+        if entry.is_dir(follow_symlinks=False) and not (is_image and not recursive):
+            if recursive:
+                yield from _files(entry.path, recursive=True)
+        elif is_image:
+            yield entry.path
+
+
+def _open_parquet(path: str) -> Any:
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise MissingExtra("eval", f"reading {path} (Parquet)") from error
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        raise DataError(f"{path}: not a readable Parquet file: {error}") from error
+
+
+def _parquet_rows(path: str) -> Iterator[SourceItem]:
+    with _open_parquet(path) as table:
+        columns = table.schema_arrow.names
+        column = next((name for name in ("image", "path") if name in columns), None)
+        if column is None:
+            raise DataError(
+                f"{path}: needs a column 'image' (bytes) or 'path', has {', '.join(columns)}"
+            )
+        row = 0
+        folder = Path(path).parent
+        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[column]):
+            for value in batch.column(0).to_pylist():
+                name = f"{display_name(path)}#{row}"
+                # Data sets written by other tools wrap the bytes in {"bytes", "path"}.
+                content = value.get("bytes") if isinstance(value, dict) else value
+                if content is None:
+                    error = ImageError("empty", f"the column {column!r} is null", where=name)
+                    yield SourceItem(name, None, error)
+                else:
+                    yield SourceItem(name, folder / content if column == "path" else content)
+                row += 1
+
+
+def _video_frames(path: str, every_s: float) -> Iterator[SourceItem]:
+    import cv2
+
+    capture = cv2.VideoCapture(path)
+    try:
+        if not capture.isOpened():
+            error = ImageError("corrupt", "the video cannot be opened", where=display_name(path))
+            yield SourceItem(display_name(path), None, error)
+            return
+        rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
+        wanted = 0.0
+        index = 0
+        while capture.grab():
+            seconds = index / rate
+            index += 1
+            if seconds + 1e-9 < wanted:
+                continue
+            wanted += every_s
+            decoded, frame = capture.retrieve()
+            name = f"{display_name(path)}#t={seconds:.3f}"
+            if decoded:
+                yield SourceItem(name, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+            else:
+                error = ImageError("corrupt", "the frame cannot be decoded", where=name)
+                yield SourceItem(name, None, error)
+        if index == 0:
+            error = ImageError("corrupt", "the video has no frame", where=display_name(path))
+            yield SourceItem(display_name(path), None, error)
+    finally:
+        capture.release()
