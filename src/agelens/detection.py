@@ -156,41 +156,38 @@ class YuNet:
 
     def _detect_once(self, image: NDArray[np.uint8]) -> Detections:
         height, width = image.shape[:2]
-        padded = np.zeros((_ceil32(height), _ceil32(width), 3), np.float32)
-        padded[:height, :width] = image[:, :, ::-1]  # the network was trained on BGR, 0..255
-        blob = np.ascontiguousarray(padded.transpose(2, 0, 1)[None])
+        blob = np.zeros((1, 3, _ceil32(height), _ceil32(width)), np.float32)
+        for channel, plane in enumerate(cv2.split(image)):
+            blob[0, 2 - channel, :height, :width] = plane  # trained on BGR, 0..255
         outputs: list[NDArray[np.float32]] = self._session.run(None, {"input": blob})
-        parts = [
-            self._decode(
-                outputs[level][0],
-                outputs[3 + level][0],
-                outputs[6 + level][0],
-                outputs[9 + level][0],
-                stride,
-                blob.shape[3],
-            )
-            for level, stride in enumerate(_YUNET_STRIDES)
-        ]
-        return _concatenate(parts)
+        return self._decode(outputs, blob.shape[3])
 
-    def _decode(
-        self,
-        classes: NDArray[np.float32],  # (cells, 1)
-        objectness: NDArray[np.float32],  # (cells, 1)
-        offsets: NDArray[np.float32],  # (cells, 4): centre in cells, log size
-        points: NDArray[np.float32],  # (cells, 10): landmarks in cells
-        stride: int,
-        width: int,
-    ) -> Detections:
-        scores = np.sqrt(np.clip(classes[:, 0], 0, 1) * np.clip(objectness[:, 0], 0, 1))
-        kept = np.flatnonzero(scores >= self.score_threshold)
-        column, row = kept % (width // stride), kept // (width // stride)
-        cell = np.stack([column, row], axis=1).astype(np.float32)
-        centre = (cell + offsets[kept, :2]) * stride
-        half = np.exp(offsets[kept, 2:]) * stride / 2
-        landmarks = (points[kept].reshape(-1, 5, 2) + cell[:, None]) * stride
-        boxes = np.concatenate([centre - half, centre + half], axis=1)
-        return Detections(boxes.astype(np.float32), scores[kept], landmarks.astype(np.float32))
+    def _decode(self, outputs: list[NDArray[np.float32]], width: int) -> Detections:
+        # Four kinds of output, each at three strides: class and objectness (1, cells, 1), box
+        # (1, cells, 4: centre in cells, log size), landmarks (1, cells, 10: in cells).
+        classes, objectness, boxes, points = (outputs[kind : kind + 3] for kind in (0, 3, 6, 9))
+        scores = (
+            np.concatenate(classes, axis=1)[0, :, 0] * np.concatenate(objectness, axis=1)[0, :, 0]
+        )
+        kept = np.flatnonzero(scores >= self.score_threshold**2)
+        if not len(kept):
+            return Detections.none()
+        counts = [output.shape[1] for output in classes]
+        level = np.searchsorted(np.cumsum(counts), kept, side="right")
+        stride = np.asarray(_YUNET_STRIDES)[level]
+        cell = kept - np.concatenate([[0], np.cumsum(counts)])[level]
+        grid = np.stack([cell % (width // stride), cell // (width // stride)], axis=1)
+        step = stride[:, None].astype(np.float32)
+        offsets = np.concatenate(boxes, axis=1)[0, kept]
+        centre = (grid.astype(np.float32) + offsets[:, :2]) * step
+        half = np.exp(offsets[:, 2:]) * step / 2
+        found = np.concatenate(points, axis=1)[0, kept].reshape(-1, 5, 2)
+        landmarks = (found + grid[:, None].astype(np.float32)) * step[:, None]
+        return Detections(
+            np.concatenate([centre - half, centre + half], axis=1),
+            np.minimum(np.sqrt(scores[kept]), 1.0),
+            landmarks,
+        )
 
 
 class Scrfd:
@@ -288,8 +285,8 @@ def _scrfd_file(folder: Path) -> Path:
 
 # --- several scales -------------------------------------------------------------------------------
 
-_SMALLEST_ON_NETWORK: Final = 16
-"""Pixels that a face needs on the network's input to be found reliably."""
+_SMALLEST_ON_NETWORK: Final = 20
+"""Pixels that a face needs on the network's input: 97 % are found at 20, 50 to 80 % at 16."""
 _LARGEST_ON_NETWORK: Final = 320
 """Faces larger than this on the network's input are looked for on a smaller scale."""
 _MAX_NETWORK_SIDE: Final = 2560
@@ -310,10 +307,11 @@ def detect_on_scales(
         min_face: Smallest face wanted, in pixels of ``image``.
         nms_threshold: Overlap (IoU) over which the lower score goes.
     """
-    found = [
-        _scaled(detect_once(_resize(image, factor)), factor)
-        for factor in scale_factors(image.shape[1], image.shape[0], min_face)
-    ]
+    found = []
+    scaled = image
+    for factor in scale_factors(image.shape[1], image.shape[0], min_face):
+        scaled = _resize(scaled, round(image.shape[1] * factor), round(image.shape[0] * factor))
+        found.append(_scaled(detect_once(scaled), factor))
     merged = _concatenate(found)
     return merged.take(non_maximum_suppression(merged.boxes, merged.scores, nms_threshold))
 
@@ -325,16 +323,15 @@ def scale_factors(width: int, height: int, min_face: int) -> list[float]:
     factors = [factor]
     # Each further scale takes over where the one before stops being reliable.
     while min(width, height) * factors[-1] > _LARGEST_ON_NETWORK:
-        factors.append(factors[-1] * max(0.25, _LARGEST_ON_NETWORK / (side * factors[-1])))
+        factors.append(factors[-1] / 4)
     return factors
 
 
-def _resize(image: NDArray[np.uint8], factor: float) -> NDArray[np.uint8]:
-    if factor == 1.0:
+def _resize(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uint8]:
+    size = (max(1, width), max(1, height))
+    if size == (image.shape[1], image.shape[0]):
         return image
-    height, width = image.shape[:2]
-    size = (max(1, round(width * factor)), max(1, round(height * factor)))
-    method = cv2.INTER_AREA if factor < 0.6 else cv2.INTER_LINEAR
+    method = cv2.INTER_AREA if size[0] < image.shape[1] / 2 else cv2.INTER_LINEAR
     return cv2.resize(image, size, interpolation=method).astype(np.uint8, copy=False)
 
 

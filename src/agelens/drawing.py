@@ -25,6 +25,8 @@ _COLOURS: Final[dict[str, Colour]] = {
     "abstained": (110, 110, 110),
 }
 _INK: Final[Colour] = (255, 255, 255)
+_SUPERSAMPLING: Final = 3
+"""Pillow draws without smoothing; plots are drawn larger and shrunk."""
 
 
 def annotate(
@@ -110,14 +112,14 @@ def plot_age(
         level: Level of the shaded interval.
         size: Width and height in pixels.
     """
-    width, height = size
-    picture = Image.new("RGB", size, (255, 255, 255))
+    width, height = (_SUPERSAMPLING * side for side in size)
+    picture = Image.new("RGB", (width, height), (255, 255, 255))
     draw = ImageDraw.Draw(picture)
-    font = _font(max(11, height // 22))
-    left, right, top, bottom = 12.0, width - 12.0, height * 0.16, height - height * 0.12
+    font = _font(max(11 * _SUPERSAMPLING, height // 22))
+    left, right, top, bottom = 0.02 * width, 0.98 * width, height * 0.16, height * 0.88
     if age.abstained:
         draw.text((left, height * 0.03), "no estimate", fill=(60, 60, 60), font=font)
-        return picture
+        return picture.resize(size, Image.Resampling.BOX)
     low, high = age.interval(level)
     step = (right - left) / len(age.probabilities)
     draw.rectangle((left + low * step, top, left + (high + 1) * step, bottom), fill=(225, 238, 246))
@@ -126,17 +128,18 @@ def plot_age(
         x = left + index * step
         colour = (0, 114, 178) if low <= index <= high else (170, 170, 170)
         draw.rectangle(
-            (x, bottom - float(probability) * scale, x + step * 0.8, bottom), fill=colour
+            (x + 0.1 * step, bottom - float(probability) * scale, x + 0.9 * step, bottom),
+            fill=colour,
         )
     x = left + (age.mean + 0.5) * step
-    draw.line((x, top, x, bottom), fill=(213, 94, 0), width=2)
+    draw.line((x, top, x, bottom), fill=(213, 94, 0), width=2 * _SUPERSAMPLING)
     for tick in range(0, 101, 10):
         text = str(tick)
         x = left + (tick + 0.5) * step - draw.textlength(text, font=font) / 2
-        draw.text((x, bottom + 3), text, fill=(60, 60, 60), font=font)
-    title = f"mean {age.mean:.1f}, {100 * level:.0f} % interval {low} to {high} years"
+        draw.text((x, bottom + height * 0.01), text, fill=(60, 60, 60), font=font)
+    title = f"mean {age.mean:.1f}, {100 * level:g} % interval {low} to {high} years"
     draw.text((left, height * 0.03), title, fill=(20, 20, 20), font=font)
-    return picture
+    return picture.resize(size, Image.Resampling.BOX)
 
 
 def _picture(source: ImageSource | NDArray[np.uint8]) -> Image.Image:

