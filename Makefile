@@ -30,7 +30,6 @@ bench: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python benchmarks/soak_images.py
-	$(BIN)/python benchmarks/soak.py
 
 docs: $(VENV)/.dev
 	$(BIN)/zensical build --clean --strict

@@ -27,6 +27,9 @@ from rich.console import Console
 from rich.table import Table
 
 
+AGE_BANDS = ((0, 2), (3, 9), (10, 12), (13, 17), (18, 24), (25, 39), (40, 59), (60, 116))
+
+
 @dataclass(frozen=True, eq=False)
 class Predictions:
     """One row a face; age NaN where there is no answer."""
@@ -109,7 +112,42 @@ def main() -> None:
             if np.isnan(run.inside_90).all()
             else f"{100 * run.inside_90[everywhere].mean():.1f}",
         )
-    Console(width=110).print(table)
+    console = Console(width=110)
+    console.print(table)
+    if faces.exact.any():
+        console.print(by_age(runs["agelens --crops"], faces))
+    console.print(by_group(runs["agelens --crops"], faces))
+
+
+def by_age(run: Predictions, faces: LabelledFaces) -> Table:
+    """Error and coverage by true age."""
+    table = Table(title="agelens --crops, by true age")
+    for column in ("age", "faces", "MAE, years", "bias, years", "90 % interval holds it, %"):
+        table.add_column(column, justify="right")
+    for low, high in AGE_BANDS:
+        rows = run.answered & faces.exact & (faces.age_min >= low) & (faces.age_min <= high)
+        if rows.any():
+            error = (run.age - faces.age_min)[rows]
+            table.add_row(
+                f"{low} to {high}",
+                f"{rows.sum():,}",
+                f"{np.abs(error).mean():.1f}",
+                f"{error.mean():+.1f}",
+                f"{100 * run.inside_90[rows].mean():.0f}",
+            )
+    return table
+
+
+def by_group(run: Predictions, faces: LabelledFaces) -> Table:
+    """Gender accuracy by the data set's own audit labels."""
+    table = Table(title="agelens --crops, gender by the data set's race label")
+    for column in ("label", "faces", "gender right, %"):
+        table.add_column(column, justify="right")
+    right = run.is_female == faces.is_female
+    for label in sorted(set(faces.race)):
+        rows = run.answered & (faces.race == label)
+        table.add_row(label, f"{rows.sum():,}", f"{100 * right[rows].mean():.1f}")
+    return table
 
 
 if __name__ == "__main__":

@@ -395,7 +395,7 @@ class Quality:
 
     Attributes:
         size_px: Side of a square with the area of the face box, in pixels of the picture.
-        sharpness: 0 (blurred) upwards; around 1 for a crisp face. See ``quality.measure``.
+        sharpness: 0 (blurred) upwards; about 1 for an ordinary portrait. See ``quality.measure``.
         exposure: Mean luminance of the face, 0 (black) to 1 (white).
         yaw: Degrees the face turns to the right of the picture; None without landmarks.
         pitch: Degrees the face looks up; None without landmarks.
