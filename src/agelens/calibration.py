@@ -31,6 +31,8 @@ Floats = NDArray[np.float64]
 
 _UNCALIBRATED: Final = CalibrationFields()
 
+_ROUNDING: Final = 1e-2
+"""How far probabilities of a graph, perhaps in half precision, may be off."""
 _FLOOR: Final = 1e-7
 """Least probability of an age: no single face rules an age out."""
 
@@ -60,8 +62,7 @@ def decode_age(raw: NDArray[np.floating], output: AgeOutput) -> Floats:
             raise ModelError(f"{values.shape[1]} classes for {len(starts)} age ranges")
         return _from_ranges(_as_probabilities(values, output.activation), starts)
     if output.kind == "ordinal":
-        over = _sigmoid(values) if output.activation == "none" else values
-        return _from_ordinal(over)
+        return _from_ordinal(_as_sigmoid(values, output.activation))
     return _from_regression(values, output.std)
 
 
@@ -80,7 +81,7 @@ def decode_gender(raw: NDArray[np.floating], output: GenderOutput) -> Floats:
     """
     values = np.asarray(raw, np.float64)
     if values.shape[1] == 1:
-        return _sigmoid(values[:, 0]) if output.activation == "none" else values[:, 0]
+        return _as_sigmoid(values[:, 0], output.activation)
     if values.shape[1] != 2:
         raise ModelError(f"a gender output has one or two columns, got {values.shape[1]}")
     return _as_probabilities(values, output.activation)[:, output.female_index]
@@ -136,9 +137,28 @@ def _from_regression(values: Floats, std: float | None) -> Floats:
 def _as_probabilities(values: Floats, activation: str) -> Floats:
     if activation == "none":
         values = np.exp(values - values.max(axis=1, keepdims=True))
-    values = np.clip(values, 0, None)
+    else:
+        sums = values.sum(axis=1)
+        wrong = np.flatnonzero((values.min(axis=1) < -_ROUNDING) | (np.abs(sums - 1) > _ROUNDING))
+        if len(wrong):
+            raise ModelError(
+                f"the card states a {activation} output, but its row {wrong[0]} has the minimum "
+                f"{values[wrong[0]].min():.3g} and the sum {sums[wrong[0]]:.3g}"
+            )
+        values = np.clip(values, 0, None)
     result: Floats = values / values.sum(axis=1, keepdims=True)
     return result
+
+
+def _as_sigmoid(values: Floats, activation: str) -> Floats:
+    if activation == "none":
+        return _sigmoid(values)
+    if values.size and (values.min() < -_ROUNDING or values.max() > 1 + _ROUNDING):
+        raise ModelError(
+            f"the card states a {activation} output, but it reaches from {values.min():.3g} to "
+            f"{values.max():.3g}"
+        )
+    return np.clip(values, 0, 1)
 
 
 def _sigmoid(values: Floats) -> Floats:
@@ -232,10 +252,11 @@ def _kernel(at_zero: float, a_year: float) -> Floats:
 
 
 def _coverage(mean: float, bands: Sequence[CoverageBand]) -> Coverage | None:
-    for band in bands:
-        if band.low <= mean < band.high:
-            return band.table()
-    return bands[-1].table() if bands else None
+    if not bands:
+        return None
+    nearest = min(bands, key=lambda band: max(band.low - mean, mean - band.high, 0.0))
+    inside = (band for band in bands if band.low <= mean < band.high)
+    return next(inside, nearest).table()
 
 
 # --- fit ------------------------------------------------------------------------------------------
@@ -244,6 +265,7 @@ _TEMPERATURES: Final = tuple(np.round(np.geomspace(0.5, 4.0, 19), 4))
 _SMOOTHING_AT_ZERO: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 _SMOOTHING_A_YEAR: Final = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2)
 _LEVELS: Final = (0.0, 0.1, 0.25, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0)
+_OLDEST: Final = 130
 DEFAULT_BANDS: Final = (0, 10, 20, 30, 45, 60)
 
 
@@ -390,8 +412,16 @@ def _checked_labels(
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     if probabilities.ndim != 2 or probabilities.shape[1] != AGE_COUNT:
         raise ArgumentError(f"probabilities must be (N, {AGE_COUNT}), got {probabilities.shape}")
-    low = np.clip(np.asarray(age_min), 0, AGE_COUNT - 1).astype(np.intp)
-    high = np.clip(np.asarray(age_max), 0, AGE_COUNT - 1).astype(np.intp)
+    sums = probabilities.sum(axis=1)
+    bad = np.flatnonzero(~((np.abs(sums - 1) <= _ROUNDING) & (probabilities.min(axis=1) >= 0)))
+    if len(bad):
+        raise ArgumentError(f"row {bad[0]} of the probabilities is no distribution")
+    for name, labels in (("age_min", np.asarray(age_min)), ("age_max", np.asarray(age_max))):
+        odd = np.flatnonzero((labels < 0) | (labels > _OLDEST))
+        if len(odd):
+            raise ArgumentError(f"row {odd[0]}: {name} {labels[odd[0]]} is not within 0..{_OLDEST}")
+    low = np.minimum(np.asarray(age_min), AGE_COUNT - 1).astype(np.intp)
+    high = np.minimum(np.asarray(age_max), AGE_COUNT - 1).astype(np.intp)
     if low.shape != (len(probabilities),) or high.shape != low.shape:
         raise ArgumentError(f"{len(probabilities)} rows, {low.shape} and {high.shape} labels")
     wrong = np.flatnonzero(high < low)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from agelens.bundle import find_packaged_file, open_session, read_verified
-from agelens.errors import ArgumentError, ModelError, ModelNotFound
+from agelens.errors import ArgumentError, LicenceNotAccepted, ModelError, ModelNotFound
 
 DEFAULT_MIN_FACE: Final = 24
 """Smallest face that the default detector looks for, in pixels of the picture."""
@@ -62,8 +62,8 @@ class Detections:
     def __len__(self) -> int:
         return len(self.boxes)
 
-    def take(self, rows: NDArray[np.intp]) -> Detections:
-        """The detections of these rows, in this order."""
+    def take(self, rows: NDArray[np.intp] | NDArray[np.bool_]) -> Detections:
+        """The detections of these rows, in this order; a mask takes those where it is true."""
         points = None if self.landmarks is None else self.landmarks[rows]
         return Detections(self.boxes[rows], self.scores[rows], points)
 
@@ -92,6 +92,7 @@ def load_detector(
     score_threshold: float = 0.7,
     min_face: int = DEFAULT_MIN_FACE,
     threads: int = 1,
+    accept_licence: bool = False,
 ) -> Detector | None:
     """A detector by name.
 
@@ -101,9 +102,11 @@ def load_detector(
         score_threshold: Least score of a face, 0..1.
         min_face: Smallest face to look for, in pixels; a larger value is faster on large pictures.
         threads: Threads of one inference.
+        accept_licence: Accept weights that are licensed for research only.
 
     Raises:
         ModelNotFound: No detector of that name, or no network in that folder.
+        LicenceNotAccepted: A research-only detector without ``accept_licence=True``.
         ModelCorrupt: The weights are not the ones this version was made for.
         ArgumentError: A threshold or size out of range.
     """
@@ -113,6 +116,11 @@ def load_detector(
         return YuNet(score_threshold=score_threshold, min_face=min_face, threads=threads)
     if name.startswith("insightface:"):
         folder = Path(name.removeprefix("insightface:"))
+        if not accept_licence:
+            raise LicenceNotAccepted(
+                f"the detector of {folder} is licensed for research only (InsightFace); pass "
+                "accept_licence=True (or --accept-licence) if your use is allowed"
+            )
         return Scrfd(folder, score_threshold=score_threshold, min_face=min_face, threads=threads)
     raise ModelNotFound(
         f"no detector named {name!r}; use 'default', 'none' or 'insightface:DIR' with the folder "
@@ -221,6 +229,12 @@ class Scrfd:
                 f"{path}: an SCRFD network with landmarks has 9 or 15 outputs, this one has "
                 f"{len(outputs)}"
             )
+        sides = self._session.get_inputs()[0].shape[2:]
+        if any(isinstance(side, int) for side in sides):
+            raise ModelError(
+                f"{path}: its input is fixed to {sides[0]} x {sides[1]}; AgeLens needs the pack's "
+                "own network, whose input sides are free"
+            )
         self._levels = len(outputs) // 3
         self._strides = (8, 16, 32) if self._levels == 3 else (8, 16, 32, 64, 128)
 
@@ -289,6 +303,10 @@ _SMALLEST_ON_NETWORK: Final = 20
 """Pixels that a face needs on the network's input: 97 % are found at 20, 50 to 80 % at 16."""
 _LARGEST_ON_NETWORK: Final = 320
 """Faces larger than this on the network's input are looked for on a smaller scale."""
+_SMALLEST_ON_COARSE: Final = 60
+"""Least side on a coarser scale: 240 px on the scale before, well under its largest."""
+_MIN_NETWORK_SIDE: Final = 320
+"""Long side under which shrinking saves little time and blunts the landmarks."""
 _MAX_NETWORK_SIDE: Final = 2560
 
 
@@ -306,12 +324,23 @@ def detect_on_scales(
         detect_once: Finds faces of 16 to about 320 px on the image it is given.
         min_face: Smallest face wanted, in pixels of ``image``.
         nms_threshold: Overlap (IoU) over which the lower score goes.
+
+    Raises:
+        ArgumentError: ``image`` is not such an array.
     """
-    found = []
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or image.size == 0:
+        raise ArgumentError(
+            f"a picture must be (H, W, 3) uint8 with pixels in it, got {image.shape} {image.dtype}"
+        )
+    found: list[Detections] = []
     scaled = image
     for factor in scale_factors(image.shape[1], image.shape[0], min_face):
         scaled = _resize(scaled, round(image.shape[1] * factor), round(image.shape[0] * factor))
-        found.append(_scaled(detect_once(scaled), factor))
+        detections = detect_once(scaled)
+        if found:
+            # Smaller faces were seen on a finer scale, which places their landmarks better.
+            detections = detections.take(_sides(detections.boxes) >= _SMALLEST_ON_COARSE)
+        found.append(_scaled(detections, factor))
     merged = _concatenate(found)
     return merged.take(non_maximum_suppression(merged.boxes, merged.scores, nms_threshold))
 
@@ -320,6 +349,7 @@ def scale_factors(width: int, height: int, min_face: int) -> list[float]:
     """Scales to look at, largest first: from ``min_face`` to a face that fills the picture."""
     side = max(width, height)
     factor = min(1.0, _SMALLEST_ON_NETWORK / min_face, _MAX_NETWORK_SIDE / side)
+    factor = max(factor, min(1.0, _MIN_NETWORK_SIDE / side))
     factors = [factor]
     # Each further scale takes over where the one before stops being reliable.
     while min(width, height) * factors[-1] > _LARGEST_ON_NETWORK:
@@ -353,6 +383,12 @@ def _concatenate(parts: Sequence[Detections]) -> Detections:
         np.concatenate([part.scores for part in parts]),
         np.concatenate(points) if len(points) == len(parts) else None,
     )
+
+
+def _sides(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """(N,) side of a square with the area of each box."""
+    width, height = np.maximum(boxes[:, 2:] - boxes[:, :2], 0).T
+    return np.asarray(np.sqrt(width * height), np.float32)
 
 
 def _ceil32(side: int) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import cv2
 import numpy as np
@@ -17,6 +17,9 @@ from numpy.typing import NDArray
 
 from agelens.bundle import Bundle, InputSpec, ModelCard, open_session
 from agelens.errors import ArgumentError, CardError, ModelError
+
+if TYPE_CHECKING:
+    import onnxruntime
 
 DEFAULT_BATCH: Final = 32
 """Faces that one inference takes at most; larger requests are split."""
@@ -89,12 +92,7 @@ class OnnxEstimator:
                     f"{bundle.origin}: the card names the output {name!r}, the network has "
                     f"{present}"
                 )
-        inputs = [item.name for item in self._session.get_inputs()]
-        if inputs != [self.card.input.name]:
-            raise CardError(
-                f"{bundle.origin}: the card names the input {self.card.input.name!r}, the network "
-                f"has {inputs}"
-            )
+        check_input(self._session, self.card.input, bundle.origin)
 
     def estimate(self, chips: NDArray[np.uint8]) -> RawOutputs:
         """Run the network; see ``Estimator.estimate``."""
@@ -147,10 +145,15 @@ class InsightFaceEstimator:
     def __init__(self, bundle: Bundle, *, threads: int = 1) -> None:
         self.card = bundle.card
         self._session = open_session(bundle.read(), threads=threads, origin=bundle.origin)
-        self._input = self._session.get_inputs()[0].name
+        found = self._session.get_inputs()[0]
+        if found.type != "tensor(float)" or list(found.shape[1:]) != [3, 96, 96]:
+            raise ModelError(
+                f"{bundle.origin}: genderage.onnx takes float32 (N, 3, 96, 96), this network "
+                f"{found.type} {found.shape}"
+            )
+        self._input = found.name
         # Published packs have a free batch axis; some conversions fix it to one.
-        batch = self._session.get_inputs()[0].shape[0]
-        self._one_by_one = batch == 1
+        self._one_by_one = found.shape[0] == 1
 
     def estimate(self, chips: NDArray[np.uint8]) -> RawOutputs:
         """Run the network; see ``Estimator.estimate``."""
@@ -167,9 +170,8 @@ class InsightFaceEstimator:
                 f"genderage.onnx must give 3 numbers a face, got {output.shape[1]}; is it the "
                 "network of another pack?"
             )
-        return RawOutputs(
-            (output[:, 2:] * 100).astype(np.float32), output[:, :2].astype(np.float32)
-        )
+        values = _matrix(output, len(chips), "genderage", self.card)
+        return RawOutputs(100 * values[:, 2:], values[:, :2])
 
 
 def estimate_in_batches(
@@ -223,6 +225,39 @@ def prepare(chips: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8] | ND
     values -= np.asarray(spec.mean, np.float32).reshape(shape)
     values /= np.asarray(spec.std, np.float32).reshape(shape)
     return values
+
+
+def check_input(session: onnxruntime.InferenceSession, spec: InputSpec, origin: str) -> None:
+    """Hold a network's input to its card.
+
+    Raises:
+        CardError: Name, type, layout, size or a fixed batch contradict the card.
+    """
+    inputs = session.get_inputs()
+    names = [item.name for item in inputs]
+    if names != [spec.name]:
+        raise CardError(
+            f"{origin}: the card names the input {spec.name!r}, the network has {names}"
+        )
+    (found,) = inputs
+    wanted_type = {"uint8": "tensor(uint8)", "float32": "tensor(float)"}[spec.dtype]
+    if found.type != wanted_type:
+        raise CardError(f"{origin}: the card states {spec.dtype} input, the network {found.type}")
+    sides = (3, spec.size, spec.size) if spec.layout == "NCHW" else (spec.size, spec.size, 3)
+    fits = len(found.shape) == 4 and all(
+        not isinstance(have, int) or have == want
+        for have, want in zip(found.shape[1:], sides, strict=True)
+    )
+    if not fits:
+        raise CardError(
+            f"{origin}: the card states {spec.layout} input of {spec.size} px, the network takes "
+            f"{found.shape}"
+        )
+    if isinstance(found.shape[0], int):
+        raise CardError(
+            f"{origin}: the network takes batches of {found.shape[0]} only; export it with a free "
+            "batch axis"
+        )
 
 
 def _matrix(

@@ -53,7 +53,11 @@ class QualityLimits:
     max_pitch: float = 35.0
 
     def __post_init__(self) -> None:
-        if self.min_exposure >= self.max_exposure:
+        for name in ("min_size_px", "min_sharpness", "max_yaw", "max_pitch"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise ArgumentError(f"{name} must be 0 or more, got {value}")
+        if not self.min_exposure < self.max_exposure:
             raise ArgumentError(
                 f"min_exposure {self.min_exposure} must be under max_exposure {self.max_exposure}"
             )
@@ -125,11 +129,12 @@ def judge(quality: Quality, limits: QualityLimits, *, contrast: float = 255.0) -
     checks = (
         (
             quality.size_px < limits.min_size_px,
-            f"too small: {quality.size_px:.0f} px, {limits.min_size_px:.0f} needed",
+            f"too small: {math.floor(quality.size_px)} px, {limits.min_size_px:g} needed",
         ),
         (
             quality.sharpness < limits.min_sharpness,
-            f"blurred: sharpness {quality.sharpness:.2f}, {limits.min_sharpness:.2f} needed",
+            f"blurred: sharpness {math.floor(100 * quality.sharpness) / 100:.2f}, "
+            f"{limits.min_sharpness:.2f} needed",
         ),
         (quality.exposure < limits.min_exposure, f"too dark: exposure {quality.exposure:.2f}"),
         (quality.exposure > limits.max_exposure, f"too bright: exposure {quality.exposure:.2f}"),

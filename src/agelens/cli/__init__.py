@@ -12,7 +12,9 @@ import typer
 
 from agelens import __version__
 from agelens.cli import analyze as _analyze
+from agelens.cli import data as _data
 from agelens.cli import models as _models
+from agelens.cli import train as _train
 from agelens.cli.console import error_console
 from agelens.errors import AgeLensError
 
@@ -26,6 +28,9 @@ app = typer.Typer(
 )
 app.command("analyze")(_analyze.analyze)
 app.add_typer(_models.app, name="models")
+app.add_typer(_data.app, name="data")
+app.command("train")(_train.train)
+app.command("export")(_train.export)
 
 
 def _print_version(wanted: bool) -> None:
