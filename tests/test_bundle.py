@@ -479,7 +479,10 @@ def test_weights_in_a_second_file_are_refused(
     named = str(folder / "weights.bin") if location == "ABSOLUTE" else location
     graph = onnx_models.external_weights_graph(named, kind)
 
-    with pytest.raises(ModelError, match=r"test\.onnx: ONNX Runtime cannot load it"):
+    with pytest.raises(
+        ModelError,
+        match=r"test\.onnx: (its weights lie in a second file|ONNX Runtime cannot load it)",
+    ):
         open_session(graph, origin="test.onnx")
 
 

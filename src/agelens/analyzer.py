@@ -27,7 +27,14 @@ from agelens.detection import (
 )
 from agelens.errors import ArgumentError, ImageError
 from agelens.estimation import DEFAULT_BATCH, Estimator, estimate_in_batches, load_estimator
-from agelens.images import DEFAULT_LIMITS, ImageLimits, ImageSource, Picture, load_image
+from agelens.images import (
+    DEFAULT_LIMITS,
+    ImageLimits,
+    ImageSource,
+    Picture,
+    load_image,
+    source_name,
+)
 from agelens.quality import DEFAULT_QUALITY_LIMITS, QualityLimits, measure
 from agelens.results import (
     AgeDistribution,
@@ -55,6 +62,8 @@ class AnalyzerOptions:
             and keep only the most prominent face.
         gender: False switches the gender estimate off.
         min_face: Smallest face to look for, in pixels of the picture; smaller ones are left out.
+            Pictures of 8192 px and more are decoded at a half, a quarter or an eighth of their
+            size, and the smallest face found there is so much larger.
         max_faces: Keep this many faces, the most prominent first; None keeps all.
         min_score: Least detector confidence, 0..1.
         quality: From where on a face is not usable and its estimate abstains.
@@ -152,6 +161,11 @@ class Analyzer:
             ModelNotFound, ModelCorrupt, CardError, ModelError: The model or the detector.
             LicenceNotAccepted: A research-class model without ``accept_licence=True``.
         """
+        if options is not None and not isinstance(options, AnalyzerOptions):
+            raise ArgumentError(
+                f"options must be AnalyzerOptions, got {options!r}; name single options, "
+                "as Analyzer(model='cc0')"
+            )
         base = options or AnalyzerOptions()
         known = AnalyzerOptions.__dataclass_fields__
         unknown = sorted(set(changes) - set(known))
@@ -161,6 +175,7 @@ class Analyzer:
         self.bundle: Bundle = find_model(self.options.model)
         self.bundle.require_licence(self.options.accept_licence)
         self._lock = threading.Lock()
+        self._of_parents: tuple[_Weights, ...] = ()
         self._weights = self._load()
 
     @property
@@ -189,7 +204,7 @@ class Analyzer:
 
         Raises:
             ImageError: The picture cannot be read; ``code`` says why.
-            ArgumentError: The boxes are not (N, 4), empty or outside the picture.
+            ArgumentError: The boxes are not (N, 4), or one is empty or outside the picture.
         """
         scene = self._locate(self._read(source), boxes)
         return self._estimate([scene])[0]
@@ -240,24 +255,41 @@ class Analyzer:
             workers: Threads that decode and detect; None takes one a core.
             ahead: Pictures under way at most; None takes four a worker.
         """
+        if isinstance(sources, str | bytes | os.PathLike):
+            raise ArgumentError(
+                f"several sources are expected, got {sources!r}; pass a list, or call the analyzer "
+                "itself for one picture"
+            )
+        for name, number in (("workers", workers), ("ahead", ahead)):
+            if number is not None and number < 1:
+                raise ArgumentError(f"{name} must be 1 or more, got {number}")
         threads = workers or os.cpu_count() or 1
         room = ahead or 4 * threads
         iterator = iter(sources)
         waiting: deque[Future[_Scene]] = deque()
         pool = ThreadPoolExecutor(threads, thread_name_prefix="agelens")
-        try:
-            exhausted = False
-            while True:
-                while not exhausted and len(waiting) < room:
-                    try:
-                        source = next(iterator)
-                    except StopIteration:
-                        exhausted = True
-                        break
+        ended: Exception | None = None
+
+        def refill(held: int = 0) -> None:
+            nonlocal ended
+            while ended is None and len(waiting) + held < room:
+                try:
+                    source = next(iterator)
+                except Exception as error:  # what was read before it is still delivered
+                    ended = error
+                else:
                     waiting.append(pool.submit(self._locate_or_explain, source))
-                if not waiting:
-                    return
-                yield from self._estimate(self._next_scenes(waiting))
+
+        try:
+            refill()
+            while waiting:
+                scenes = self._next_scenes(waiting)
+                refill(len(scenes))  # the workers go on while these faces are estimated
+                yield from self._estimate(scenes)
+                refill()
+            if not isinstance(ended, StopIteration):
+                assert ended is not None  # nothing waits once the sources have ended
+                raise ended
         finally:
             for future in waiting:
                 future.cancel()
@@ -297,7 +329,8 @@ class Analyzer:
             raise  # the caller's mistake, not the picture's
         except Exception as error:  # one picture must never end a run of a million
             message = f"{type(error).__name__}: {error}; please report it with the picture"
-            return _Scene(name, 0, 0, (), AnalysisError("internal", message))
+            where = name or source_name(item.image)
+            return _Scene(where, 0, 0, (), AnalysisError("internal", message))
         return replace(scene, name=name or scene.name)
 
     def _locate(self, picture: Picture, boxes: ArrayLike | None) -> _Scene:
@@ -345,6 +378,8 @@ class Analyzer:
         image, whole = picture.pixels, origin == "whole_picture"
         x0, y0, x1, y1 = (float(v) for v in detections.boxes[row])
         points = None if detections.landmarks is None else detections.landmarks[row]
+        if points is not None and np.ptp(points, axis=0).max() < 1:
+            points = None  # a detector's slip: all landmarks on one pixel
         if points is None or weights.crop.anchor == "box":
             chip = align_box(image, (x0, y0, x1, y1), weights.crop, whole_picture=whole)
         else:
@@ -416,6 +451,9 @@ class Analyzer:
             return self._weights
         with self._lock:
             if self._weights.pid != os.getpid():
+                # Sessions of the parent are kept: closing one would wait for threads that are
+                # not in this process.
+                self._of_parents = (*self._of_parents, self._weights)
                 self._weights = self._load()
         return self._weights
 
@@ -438,13 +476,18 @@ class Analyzer:
 
 def _given(boxes: ArrayLike, picture: Picture) -> Detections:
     """The caller's boxes as detections, in pixels of the decoded picture."""
-    values = np.asarray(boxes, np.float64)
+    try:
+        values = np.asarray(boxes, np.float64)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"boxes must be (N, 4) numbers, got {boxes!r}") from error
     if values.size == 0:
         return Detections.none()
-    if values.ndim != 2 or values.shape[1] != 4 or not np.isfinite(values).all():
-        raise ArgumentError(f"boxes must be (N, 4) finite numbers, got shape {values.shape}")
+    if values.ndim != 2 or values.shape[1] != 4:
+        raise ArgumentError(f"boxes must be (N, 4) numbers, got shape {values.shape}")
     sx, sy = picture.scale
-    for row, (x0, y0, x1, y1) in enumerate(values):
+    for row, (x0, y0, x1, y1) in enumerate(values.tolist()):
+        if not np.isfinite((x0, y0, x1, y1)).all():
+            raise ArgumentError(f"box {row} must be finite, got {(x0, y0, x1, y1)}")
         if x1 <= x0 or y1 <= y0:
             raise ArgumentError(f"box {row} needs x0 < x1 and y0 < y1, got {(x0, y0, x1, y1)}")
         if x1 <= 0 or y1 <= 0 or x0 >= picture.width or y0 >= picture.height:
@@ -460,7 +503,7 @@ _default: Analyzer | None = None
 _default_lock: Final = threading.Lock()
 
 
-def analyze(source: ImageSource, **options: Any) -> Analysis:
+def analyze(source: ImageSource, *, boxes: ArrayLike | None = None, **options: Any) -> Analysis:
     """Analyse one picture; the one-call form of ``Analyzer``.
 
     The default analyzer is loaded on the first call and kept. With options a new one is made for
@@ -468,6 +511,7 @@ def analyze(source: ImageSource, **options: Any) -> Analysis:
 
     Args:
         source: A path, bytes, a binary file, a PIL image, or an array (RGB, grey, RGBA).
+        boxes: (N, 4) x0 y0 x1 y1 pixels: the caller's own faces; nothing is detected then.
         **options: Options of ``AnalyzerOptions``.
 
     Raises:
@@ -480,9 +524,9 @@ def analyze(source: ImageSource, **options: Any) -> Analysis:
         'female'
     """
     if options:
-        return Analyzer(**options)(source)
+        return Analyzer(**options)(source, boxes=boxes)
     global _default
     with _default_lock:
         if _default is None:
             _default = Analyzer()
-    return _default(source)
+    return _default(source, boxes=boxes)

@@ -229,6 +229,16 @@ class ModelCard(_Strict):
     figures: tuple[Figure, ...] = ()
     limits: tuple[str, ...] = ()
 
+    @model_validator(mode="after")
+    def _class_is_that_of_the_data(self) -> ModelCard:
+        research = [data.name for data in self.training_data if data.licence_class == "research"]
+        if research and self.licence_class == "commercial":
+            raise ValueError(
+                f"licence_class is 'commercial', but {research[0]} among the training_data is for "
+                "research only"
+            )
+        return self
+
     @property
     def identifier(self) -> str:
         """Name and version as results carry them: "name@version"."""
@@ -588,6 +598,11 @@ def open_session(
             graph, options, providers=list(providers or available_providers())
         )
     except Exception as error:  # ONNX Runtime raises its own untyped family
+        if "external" in str(error).lower():
+            raise ModelError(
+                f"{origin}: its weights lie in a second file, which is refused; export the model "
+                "as one file"
+            ) from error
         raise ModelError(f"{origin}: ONNX Runtime cannot load it: {error}") from error
 
 

@@ -97,6 +97,7 @@ def _from_classes(classes: Floats, tail_years: float) -> Floats:
         # "That age or more": spread over the older ages with the stated mean excess.
         excess = np.arange(AGE_COUNT - count + 1)
         tail = (tail_years / (1 + tail_years)) ** excess
+        tail[-1] *= 1 + tail_years  # 100 stands for 100 or more
         ages[:, count - 1 :] = classes[:, -1:] * (tail / tail.sum())
     return ages
 
@@ -261,10 +262,11 @@ def _coverage(mean: float, bands: Sequence[CoverageBand]) -> Coverage | None:
 
 # --- fit ------------------------------------------------------------------------------------------
 
-_TEMPERATURES: Final = tuple(np.round(np.geomspace(0.5, 4.0, 19), 4))
+_TEMPERATURES: Final = tuple(np.round(np.geomspace(0.5, 4.0, 19), 4).tolist())
 _SMOOTHING_AT_ZERO: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
 _SMOOTHING_A_YEAR: Final = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2)
 _LEVELS: Final = (0.0, 0.1, 0.25, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0)
+_ROWS_AT_ONCE: Final = 4096
 _OLDEST: Final = 130
 DEFAULT_BANDS: Final = (0, 10, 20, 30, 45, 60)
 
@@ -295,15 +297,7 @@ def fit_age(
         ArgumentError: Shapes differ, a label is impossible, or there are fewer than ``min_rows``.
     """
     low, high = _checked_labels(probabilities, age_min, age_max, min_rows)
-    best = min(
-        (
-            CalibrationFields(age_temperature=t, age_smoothing=(s0, s1))
-            for t in _TEMPERATURES
-            for s0 in _SMOOTHING_AT_ZERO
-            for s1 in _SMOOTHING_A_YEAR
-        ),
-        key=lambda fields: censored_nll(calibrate_age(probabilities, fields), low, high),
-    )
+    best = _likeliest(probabilities, low, high)
     calibrated = calibrate_age(probabilities, best)
     needed = masses_needed(calibrated, draw_ages(calibrated, low, high, seed=seed))
     means = calibrated @ np.arange(AGE_COUNT)
@@ -314,6 +308,30 @@ def fit_age(
         table = conformal_table(inside) if len(inside) >= min_rows else everyone
         tables.append(CoverageBand(low=start, high=end, levels=table.levels, masses=table.masses))
     return best.model_copy(update={"coverage": tuple(tables), "data": data})
+
+
+def _likeliest(
+    probabilities: Floats, low: NDArray[np.intp], high: NDArray[np.intp]
+) -> CalibrationFields:
+    """The temperature and smoothing of the grid with the least censored negative log-likelihood."""
+    smoothings = [(s0, s1) for s0 in _SMOOTHING_AT_ZERO for s1 in _SMOOTHING_A_YEAR]
+    # Smoothing is linear, so P(label) under each kernel is one product with the tempered ages:
+    # the share of each age's mass that the kernel moves into the label.
+    upto = [np.pad(_kernel(*s), ((0, 0), (1, 0))).cumsum(axis=1) for s in smoothings]
+    losses = np.zeros((len(_TEMPERATURES), len(smoothings)))
+    for start in range(0, len(probabilities), _ROWS_AT_ONCE):
+        rows = slice(start, start + _ROWS_AT_ONCE)
+        tempered = [
+            calibrate_age(probabilities[rows], CalibrationFields(age_temperature=t))
+            for t in _TEMPERATURES
+        ]
+        for column, moved in enumerate(upto):
+            into = (moved[:, high[rows] + 1] - moved[:, low[rows]]).T
+            for row, ages in enumerate(tempered):
+                inside = np.maximum((ages * into).sum(axis=1), 1e-12)
+                losses[row, column] -= float(np.log(inside).sum())
+    row, column = divmod(int(losses.argmin()), len(smoothings))
+    return CalibrationFields(age_temperature=_TEMPERATURES[row], age_smoothing=smoothings[column])
 
 
 def fit_gender(

@@ -301,6 +301,8 @@ def _scrfd_file(folder: Path) -> Path:
 
 _SMALLEST_ON_NETWORK: Final = 20
 """Pixels that a face needs on the network's input: 97 % are found at 20, 50 to 80 % at 16."""
+_SHARP_ON_NETWORK: Final = 48
+"""Pixels from which more of them no longer place the landmarks better."""
 _LARGEST_ON_NETWORK: Final = 320
 """Faces larger than this on the network's input are looked for on a smaller scale."""
 _SMALLEST_ON_COARSE: Final = 60
@@ -308,6 +310,7 @@ _SMALLEST_ON_COARSE: Final = 60
 _MIN_NETWORK_SIDE: Final = 320
 """Long side under which shrinking saves little time and blunts the landmarks."""
 _MAX_NETWORK_SIDE: Final = 2560
+"""Long side of the network's input at most, against memory: so 24 px are kept up to 3,072."""
 
 
 class _DetectOnce(Protocol):
@@ -340,7 +343,7 @@ def detect_on_scales(
         if found:
             # Smaller faces were seen on a finer scale, which places their landmarks better.
             detections = detections.take(_sides(detections.boxes) >= _SMALLEST_ON_COARSE)
-        found.append(_scaled(detections, factor))
+        found.append(_scaled(detections, image.shape, scaled.shape))
     merged = _concatenate(found)
     return merged.take(non_maximum_suppression(merged.boxes, merged.scores, nms_threshold))
 
@@ -348,7 +351,8 @@ def detect_on_scales(
 def scale_factors(width: int, height: int, min_face: int) -> list[float]:
     """Scales to look at, largest first: from ``min_face`` to a face that fills the picture."""
     side = max(width, height)
-    factor = min(1.0, _SMALLEST_ON_NETWORK / min_face, _MAX_NETWORK_SIDE / side)
+    wanted = min(_SHARP_ON_NETWORK, max(_SMALLEST_ON_NETWORK, 0.75 * min_face))
+    factor = min(1.0, wanted / min_face, _MAX_NETWORK_SIDE / side)
     factor = max(factor, min(1.0, _MIN_NETWORK_SIDE / side))
     factors = [factor]
     # Each further scale takes over where the one before stops being reliable.
@@ -365,14 +369,17 @@ def _resize(image: NDArray[np.uint8], width: int, height: int) -> NDArray[np.uin
     return cv2.resize(image, size, interpolation=method).astype(np.uint8, copy=False)
 
 
-def _scaled(detections: Detections, factor: float) -> Detections:
-    if factor == 1.0:
+def _scaled(detections: Detections, full: tuple[int, ...], seen: tuple[int, ...]) -> Detections:
+    """Detections in an image of shape ``seen`` brought to one of shape ``full``."""
+    if full == seen:
         return detections
+    # Sides were rounded to whole pixels, each in its own way.
+    step = np.array([full[1] / seen[1], full[0] / seen[0]], np.float32)
     points = detections.landmarks
     return Detections(
-        detections.boxes / np.float32(factor),
+        detections.boxes * np.concatenate([step, step]),
         detections.scores,
-        None if points is None else points / np.float32(factor),
+        None if points is None else points * step,
     )
 
 

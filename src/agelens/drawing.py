@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from agelens.images import ImageSource, load_image
+from agelens.images import DEFAULT_LIMITS, ImageLimits, ImageSource, load_image
 from agelens.results import AgeDistribution, Analysis, Face
 
 Colour = tuple[int, int, int]
@@ -97,7 +97,9 @@ def blur_faces(source: ImageSource | NDArray[np.uint8], analysis: Analysis) -> I
         crop = picture.crop((left, top, right, bottom))
         cells = crop.resize((8, 8), Image.Resampling.BOX).resize(size, Image.Resampling.BICUBIC)
         mask = Image.new("L", size, 0)
-        ImageDraw.Draw(mask).ellipse((0, 0, size[0], size[1]), fill=255)
+        # The oval of the whole face, also where the picture cuts it.
+        oval = (x0 - reach - left, y0 - reach - top, x1 + reach - left, y1 + reach - top)
+        ImageDraw.Draw(mask).ellipse(oval, fill=255)
         picture.paste(cells, (left, top), mask.filter(ImageFilter.GaussianBlur(size[0] / 40)))
     return picture
 
@@ -143,7 +145,11 @@ def plot_age(
 
 
 def _picture(source: ImageSource | NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(load_image(source, work_side=None).pixels).copy()
+    limits = DEFAULT_LIMITS
+    if isinstance(source, np.ndarray):
+        # Limits are for files; these pixels are in memory already.
+        limits = ImageLimits(max_pixels=max(1, source.size))
+    return Image.fromarray(load_image(source, limits=limits, work_side=None).pixels)
 
 
 def _colour(face: Face) -> Colour:
@@ -162,10 +168,17 @@ def _draw_label(
 ) -> tuple[float, float, float, float]:
     """Write a label at the first place by the box that is free; returns where."""
     x0, y0, x1, y1 = face.box
-    font = _font(round(min(max(11, (x1 - x0) / 7, min(size) / 45), 40)))
-    a, b, c, d = draw.textbbox((0, 0), text, font=font)
-    pad = max(2.0, (d - b) * 0.2)
-    width, height = c - a + 2 * pad, d - b + 2 * pad
+    usual = round(min(max(11, (x1 - x0) / 7, min(size) / 45), 40))
+    for points in range(usual, 6, -1):
+        font = _font(points)
+        a, b, c, d = draw.textbbox((0, 0), text, font=font)
+        pad = max(2.0, (d - b) * 0.2)
+        width, height = c - a + 2 * pad, d - b + 2 * pad
+        if width <= size[0] and height <= size[1]:
+            break
+    else:
+        if " " in text:
+            return _draw_label(draw, size, face, text.rpartition(" ")[0], colour, taken)
     left = min(max(0.0, x0), max(0.0, size[0] - width))
     places = [y0 - height, y1, y0, y1 - height]
     free = [

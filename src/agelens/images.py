@@ -147,7 +147,7 @@ def load_image(
         isinstance(work_side, bool) or not isinstance(work_side, int) or work_side < 1
     ):
         raise ArgumentError(f"work_side must be None or at least 1 pixel, not {work_side!r}")
-    where = _name_of(source) if name is None else name
+    where = source_name(source) if name is None else name
     try:
         stored = _stored(source, limits, work_side, allow_urls)
         pixels = _upright(stored)
@@ -356,7 +356,8 @@ def _is_at_end(source: object) -> bool:
         return False
 
 
-def _name_of(source: object) -> str | None:
+def source_name(source: object) -> str | None:
+    """What messages and results call a source, without the secrets of an address; or None."""
     if isinstance(source, str) and _scheme(source):
         return _without_secrets(source)
     if isinstance(source, str | os.PathLike):

@@ -15,11 +15,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from agelens.errors import DataError, ImageError, MissingExtra
-from agelens.images import ImageSource, display_name
+from agelens.images import ImageSource, display_name, source_name
 
 IMAGE_SUFFIXES: Final = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".webp", ".gif", ".bmp", ".dib")
-    + (".tif", ".tiff", ".avif", ".heic", ".heif")
+    f".{kind}"
+    for kind in (
+        *("jpg", "jpeg", "jpe", "jfif", "mpo", "png", "webp", "gif", "bmp", "dib"),
+        *("tif", "tiff", "avif", "heic", "heif"),
+    )
 )
 VIDEO_SUFFIXES: Final = frozenset(
     (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -63,11 +66,12 @@ def expand(
     """
     for given in paths:
         text = os.fspath(given)
-        if not os.path.lexists(text) and glob.has_magic(text):
+        if _is_pattern(text):
             matches = sorted(glob.glob(text, recursive=True))
             if not matches:
-                error = ImageError("not_found", "no file matches this pattern", where=text)
-                yield SourceItem(text, None, error)
+                name = display_name(text)
+                error = ImageError("not_found", "no file matches this pattern", where=name)
+                yield SourceItem(name, None, error)
             for match in matches:
                 yield from _expand_one(match, recursive=recursive, every_s=every_s)
         else:
@@ -80,7 +84,7 @@ def count(paths: Sequence[str | os.PathLike[str]], *, recursive: bool = False) -
     for given in paths:
         text = os.fspath(given)
         matches = [text]
-        if not os.path.lexists(text) and glob.has_magic(text):
+        if _is_pattern(text):
             matches = glob.glob(text, recursive=True) or [text]
         for match in matches:
             suffix = Path(match).suffix.lower()
@@ -95,13 +99,20 @@ def count(paths: Sequence[str | os.PathLike[str]], *, recursive: bool = False) -
     return total
 
 
+def _is_address(text: str) -> bool:
+    return text.lower().startswith(("http://", "https://"))
+
+
+def _is_pattern(text: str) -> bool:
+    return not _is_address(text) and not os.path.lexists(text) and glob.has_magic(text)
+
+
 def _expand_one(path: str, *, recursive: bool, every_s: float) -> Iterator[SourceItem]:
     suffix = Path(path).suffix.lower()
-    if path.startswith(("http://", "https://")):
-        yield SourceItem(path, path)
+    if _is_address(path):
+        yield SourceItem(source_name(path) or path, path)
     elif os.path.isdir(path):
-        for file in _files(path, recursive=recursive):
-            yield SourceItem(display_name(file), file)
+        yield from _files(path, recursive=recursive)
     elif suffix in _PARQUET_SUFFIXES and os.path.isfile(path):
         yield from _parquet_rows(path)
     elif suffix in VIDEO_SUFFIXES and os.path.isfile(path):
@@ -110,9 +121,17 @@ def _expand_one(path: str, *, recursive: bool, every_s: float) -> Iterator[Sourc
         yield SourceItem(display_name(path), path)
 
 
-def _files(folder: str, *, recursive: bool) -> Iterator[str]:
+def _files(folder: str, *, recursive: bool) -> Iterator[SourceItem]:
     """Image files of a folder, by name; a folder named like an image is listed as one too."""
-    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    try:
+        with os.scandir(folder) as listing:
+            entries = sorted(listing, key=lambda entry: entry.name)
+    except OSError as error:
+        name = display_name(folder)
+        message = f"the folder cannot be listed ({error.strerror}); check its permissions"
+        yield SourceItem(name, None, ImageError("not_readable", message, where=name))
+        return
+    for entry in entries:
         if entry.name.startswith("."):
             continue
         is_image = Path(entry.name).suffix.lower() in IMAGE_SUFFIXES
@@ -120,7 +139,7 @@ def _files(folder: str, *, recursive: bool) -> Iterator[str]:
             if recursive:
                 yield from _files(entry.path, recursive=True)
         elif is_image:
-            yield entry.path
+            yield SourceItem(display_name(entry.path), entry.path)
 
 
 def _open_parquet(path: str) -> Any:
@@ -136,25 +155,50 @@ def _open_parquet(path: str) -> Any:
 
 def _parquet_rows(path: str) -> Iterator[SourceItem]:
     with _open_parquet(path) as table:
-        columns = table.schema_arrow.names
-        column = next((name for name in ("image", "path") if name in columns), None)
-        if column is None:
-            raise DataError(
-                f"{path}: needs a column 'image' (bytes) or 'path', has {', '.join(columns)}"
-            )
+        column = _picture_column(path, table.schema_arrow)
         row = 0
-        folder = Path(path).parent
-        for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[column]):
-            for value in batch.column(0).to_pylist():
-                name = f"{display_name(path)}#{row}"
-                # Data sets written by other tools wrap the bytes in {"bytes", "path"}.
-                content = value.get("bytes") if isinstance(value, dict) else value
-                if content is None:
-                    error = ImageError("empty", f"the column {column!r} is null", where=name)
-                    yield SourceItem(name, None, error)
-                else:
-                    yield SourceItem(name, folder / content if column == "path" else content)
+        batches = table.iter_batches(batch_size=_ROWS_AT_ONCE, columns=[column])
+        while True:
+            try:
+                values = next(batches).column(0).to_pylist()
+            except StopIteration:
+                return
+            except (OSError, ValueError) as error:  # ArrowInvalid is a ValueError
+                raise DataError(f"{path}: broken from row {row} on: {error}") from error
+            for value in values:
+                yield _row_item(value, column, f"{display_name(path)}#{row}", Path(path).parent)
                 row += 1
+
+
+def _picture_column(path: str, schema: Any) -> str:
+    """The column to read: "image" before "path"."""
+    import pyarrow
+
+    column = next((name for name in ("image", "path") if name in schema.names), None)
+    if column is None:
+        raise DataError(
+            f"{path}: needs a column 'image' (bytes) or 'path', has {', '.join(schema.names)}"
+        )
+    kind = schema.field(column).type
+    types = pyarrow.types
+    is_text = types.is_string(kind) or types.is_large_string(kind)
+    is_bytes = types.is_binary(kind) or types.is_large_binary(kind) or types.is_struct(kind)
+    if not (is_text or (is_bytes and column == "image") or types.is_null(kind)):
+        raise DataError(
+            f"{path}: the column {column!r} holds {kind}; expected the bytes of encoded pictures "
+            "or the paths of files"
+        )
+    return column
+
+
+def _row_item(value: Any, column: str, name: str, folder: Path) -> SourceItem:
+    # Data sets written by other tools wrap a picture in {"bytes", "path"}, either of them null.
+    if isinstance(value, dict):
+        value = value.get("bytes") or value.get("path")
+    if value is None:
+        error = ImageError("empty", f"the column {column!r} is null", where=name)
+        return SourceItem(name, None, error)
+    return SourceItem(name, folder / value if isinstance(value, str) else value)
 
 
 def _video_frames(path: str, every_s: float) -> Iterator[SourceItem]:

@@ -215,8 +215,10 @@ class ResultWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._sink.close()
-        self._file.close()
+        try:
+            self._sink.close()
+        finally:
+            self._file.close()
         if kind is None:
             os.replace(self.partial, self.path)
         elif self.rows == 0:
@@ -243,6 +245,7 @@ def open_sink(
         "csv": _Csv,
         "parquet": _Parquet,
     }
+    age_group_starts(edges)
     if format not in sinks:
         raise ArgumentError(f"unknown format {format!r}; there are: {', '.join(FORMATS)}")
     return sinks[format](file, options)
@@ -255,6 +258,8 @@ class _JsonLines:
 
     def write(self, analysis: Analysis) -> None:
         self._file.write(json_line(analysis, **self._options) + "\n")
+        # Whole lines at once, for who reads them from a pipe while the work goes on.
+        self._file.flush()
 
     def close(self) -> None:
         self._file.flush()
@@ -273,6 +278,7 @@ class _Csv:
             if "distribution" in row:
                 row["distribution"] = " ".join(str(value) for value in row["distribution"])
             self._writer.writerow(row)
+        self._file.flush()
 
     def close(self) -> None:
         self._file.flush()

@@ -4,7 +4,6 @@ The command ``agelens``: each command parses, calls one function of the library,
 
 from __future__ import annotations
 
-import os
 import sys
 from typing import Annotated
 
@@ -56,13 +55,12 @@ def main() -> None:
     except AgeLensError as error:
         error_console().print(f"[bold red]error:[/] {_escape(error)}", soft_wrap=True)
         sys.exit(2)
-    except BrokenPipeError:
-        # The reader of our output went away (head, a closed pager): nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except OSError as error:  # a full disk, a folder without permission
+        error_console().print(f"[bold red]error:[/] {_escape(error)}", soft_wrap=True)
+        sys.exit(2)
 
 
-def _escape(error: AgeLensError) -> str:
+def _escape(error: Exception) -> str:
     from rich.markup import escape
 
     return escape(str(error))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 import sys
 from collections import Counter, deque
@@ -17,11 +18,11 @@ from typing import TYPE_CHECKING, Annotated, Self
 import typer
 from rich.markup import escape
 
-from agelens.cli.console import error_console, output_console
-from agelens.errors import ArgumentError
+from agelens.cli.console import error_console, leave_closed_output, output_console
+from agelens.errors import ArgumentError, ImageError
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, JustifyMethod
 
     from agelens.analyzer import AnalyzerOptions
     from agelens.results import Analysis, Face
@@ -43,7 +44,7 @@ class OutputFormat(StrEnum):
 def analyze(
     paths: Annotated[
         list[str],
-        typer.Argument(help="Pictures, folders, globs, videos, Parquet files.", metavar="PATH..."),
+        typer.Argument(help="Pictures, folders, globs, videos, Parquet files.", metavar="PATH"),
     ],
     format: Annotated[
         OutputFormat | None,
@@ -135,6 +136,8 @@ def analyze(
     chosen = _format(format, output)
     edges = age_group_starts(_edges(age_groups))
     _check_ranges(level, every)
+    if blur and annotate is None:
+        raise ArgumentError("--blur is for the annotated pictures; pass --annotate DIR with it")
     options = AnalyzerOptions(
         model=model,
         detector=detector,
@@ -148,6 +151,7 @@ def analyze(
         quality=QualityLimits.off() if always_answer else QualityLimits(),
         limits=ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels),
     )
+    _keep_sources(paths, output, annotate, recursive=recursive)
     analyzer = Analyzer(options)
     tally = Tally()
     items: deque[SourceItem] = deque()
@@ -157,7 +161,7 @@ def analyze(
             draw = _annotator(annotate, options, level=level, blur=blur)
             advance = _progress(
                 stack,
-                count(paths, recursive=recursive),
+                lambda: count(paths, recursive=recursive),
                 shown=output is not None or not sys.stdout.isatty(),
             )
             wanted = expand(paths, recursive=recursive, every_s=every)
@@ -171,6 +175,10 @@ def analyze(
     except KeyboardInterrupt:
         _say_interrupted(tally, output)
         raise typer.Exit(130) from None
+    except BrokenPipeError:
+        # The reader of our output went away (head, a closed pager): nothing is wrong.
+        leave_closed_output()
+        raise typer.Exit(0) from None
     tally.report(output, annotate)
     raise typer.Exit(1 if tally.failed else 0)
 
@@ -248,6 +256,30 @@ def _check_ranges(level: float, every: float) -> None:
         raise ArgumentError(f"--every must be over 0 seconds, got {every}")
 
 
+def _keep_sources(
+    paths: list[str], output: Path | None, annotate: Path | None, *, recursive: bool
+) -> None:
+    """Refuse to write over what is to be read.
+
+    Raises:
+        ArgumentError: The output is one of the sources, or annotated pictures would lie among them.
+    """
+    for text in paths:
+        for match in glob.glob(text, recursive=True) or [text]:
+            source = Path(match).resolve()
+            if output is not None and output.resolve() == source:
+                raise ArgumentError(f"--output {output}: is a source itself; name another file")
+            if annotate is None:
+                continue
+            target = annotate.resolve()
+            folder = source if source.is_dir() else source.parent
+            if target == folder or (recursive and source.is_dir() and folder in target.parents):
+                raise ArgumentError(
+                    f"--annotate {annotate}: holds the pictures themselves; name a folder apart "
+                    "from them"
+                )
+
+
 def _remembered(wanted: Iterator[SourceItem], items: deque[SourceItem]) -> Iterator[SourceItem]:
     """Keep each item until its result is drawn; the stream asks only for a few ahead."""
     for item in wanted:
@@ -287,27 +319,47 @@ def _annotator(
     from agelens.images import load_image
     from agelens.writing import save_picture
 
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ArgumentError(
+            f"--annotate {folder}: the folder cannot be made ({error.strerror}); name another"
+        ) from error
     used: Counter[str] = Counter()
+    taken: set[str] = set()
 
     def draw(item: SourceItem, analysis: Analysis) -> None:
         if not analysis.ok or item.image is None:
             return
         stem = re.sub(r"[^\w.=-]+", "-", re.sub(r"\.(jpe?g|png|webp)$", "", Path(item.name).name))
-        used[stem] += 1
-        name = stem if used[stem] == 1 else f"{stem}-{used[stem]}"
-        pixels = load_image(
-            item.image, limits=options.limits, work_side=None, allow_urls=options.allow_urls
-        ).pixels
+        # Room for a number, the suffix and what a file is called until it is whole.
+        stem = stem.encode()[:200].decode(errors="ignore")
+        name = stem
+        while name.lower() in taken or name == "":
+            used[stem] += 1
+            name = f"{stem}-{used[stem] + 1}"
+        taken.add(name.lower())
+        try:
+            pixels = load_image(
+                item.image, limits=options.limits, work_side=None, allow_urls=options.allow_urls
+            ).pixels
+        except ImageError as error:  # it was there a moment ago
+            error_console().print(f"[yellow]not annotated:[/] {escape(str(error))}")
+            return
         save_picture(annotate(pixels, analysis, level=level, blur=blur), folder / f"{name}.jpg")
 
     return draw
 
 
-def _progress(stack: ExitStack, total: int | None, *, shown: bool) -> Callable[[], None]:
+def _progress(
+    stack: ExitStack, counted: Callable[[], int | None], *, shown: bool
+) -> Callable[[], None]:
     """A bar on standard error, where that is a terminal and there is something to wait for."""
     console = error_console()
-    if not shown or not console.is_terminal or total == 1:
+    if not shown or not console.is_terminal:
+        return lambda: None
+    total = counted()
+    if total == 1:
         return lambda: None
     from rich.progress import (
         BarColumn,
@@ -387,13 +439,14 @@ class TablePrinter:
 
         # Widths are fixed, so that the next rows stand under these.
         room = self._console.width - sum(_COLUMN_WIDTHS.values()) - 2 * (len(_COLUMN_WIDTHS) + 1)
-        notes = max(17, room // 2)
+        notes = max(12, room // 2)
         table = Table(box=None, show_header=not self._header_shown, pad_edge=False, padding=(0, 1))
-        table.add_column("picture", width=max(12, room - notes), overflow="fold")
+        table.add_column("picture", width=max(10, room - notes), overflow="fold")
         for name, width in _COLUMN_WIDTHS.items():
             right = name in ("face", "age")
             title = f"{100 * self._level:g}%" if name == "interval" else name
-            table.add_column(title, width=width, justify="right" if right else "left")
+            side: JustifyMethod = "right" if right else "left"
+            table.add_column(title, min_width=width, max_width=width, justify=side)
         table.add_column("where", width=notes, overflow="fold")
         for row in self._rows:
             table.add_row(*row)

@@ -88,11 +88,14 @@ def verify(
 
     Exit status 1 when one is not whole.
     """
-    from agelens.bundle import find_model, list_models
+    from agelens.bundle import broken_cards, find_model, list_models
     from agelens.errors import ModelError
 
     console = output_console()
     failed = 0
+    for fault in [] if names else broken_cards():
+        failed += 1
+        console.print(f"[red]broken[/]  {escape(str(fault))}", soft_wrap=True)
     for bundle in [find_model(name) for name in names] if names else list_models():
         try:
             bundle.verify()
