@@ -1,0 +1,3 @@
+"""
+Faces with labels: read as published, checked, split, prepared for training, and described.
+"""
