@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from labelled_faces import LabelledFaces, read_faces
 from numpy.typing import NDArray
 from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
+from labelled_faces import LabelledFaces, read_faces
 
 AGE_BANDS = ((0, 2), (3, 9), (10, 12), (13, 17), (18, 24), (25, 39), (40, 59), (60, 116))
 
@@ -40,6 +40,7 @@ class Predictions:
 
     @property
     def answered(self) -> NDArray[np.bool_]:
+        """Faces with an answer."""
         return ~np.isnan(self.age)
 
 

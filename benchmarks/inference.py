@@ -156,12 +156,12 @@ def batches(turns: int) -> list[dict[str, Any]]:
 def fresh_process(code: str, turns: int) -> dict[str, float]:
     """Seconds inside a fresh interpreter, from its first line, and peak memory in MB."""
     report = (
-        "import time; start = time.perf_counter(); exec({code!r}); "
+        f"import time; start = time.perf_counter(); exec({code!r}); "
         "spent = time.perf_counter() - start; "
         # Not getrusage: its peak begins with that of the process that forked this one.
         "peak = open('/proc/self/status').read().split('VmHWM:')[1].split()[0]; "
         "print(spent, peak)"
-    ).format(code=code)
+    )
     results = []
     for _ in range(turns):
         done = subprocess.run(

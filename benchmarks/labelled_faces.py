@@ -33,7 +33,7 @@ class LabelledFaces:
     @property
     def exact(self) -> NDArray[np.bool_]:
         """Rows whose age is known to the year."""
-        return self.age_min == self.age_max
+        return np.asarray(self.age_min == self.age_max)
 
 
 def read_faces(path: Path) -> LabelledFaces:

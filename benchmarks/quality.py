@@ -15,7 +15,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from labelled_faces import read_faces
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
@@ -26,6 +25,7 @@ from agelens.calibration import Calibrator
 from agelens.detection import Detections
 from agelens.estimation import estimate_in_batches
 from agelens.quality import measure
+from labelled_faces import read_faces
 
 Image = NDArray[np.uint8]
 Degradation = Callable[[Image, float], Image]
@@ -35,7 +35,10 @@ def shrunk(to: float) -> Degradation:
     """The face at so many pixels, brought back to its size."""
 
     def degrade(image: Image, side: float) -> Image:
-        size = (max(1, round(image.shape[1] * to / side)), max(1, round(image.shape[0] * to / side)))
+        size = (
+            max(1, round(image.shape[1] * to / side)),
+            max(1, round(image.shape[0] * to / side)),
+        )
         small = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
         back = cv2.resize(small, image.shape[1::-1], interpolation=cv2.INTER_CUBIC)
         return np.asarray(back, np.uint8)

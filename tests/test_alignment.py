@@ -102,9 +102,8 @@ def test_a_detector_box_and_the_landmarks_inside_it_give_about_the_same_chip() -
     spec = CropSpec(100, 0.2)
     side = 100 / spec.box_scale
     x, y = 400 - side / 2, 300 - side / 2 - spec.box_shift[1] * side
-    image = np.zeros((700, 900, 3), np.uint8)
-    cv2.randu(image, 0, 255)
-    image = cv2.GaussianBlur(image, (0, 0), 6)
+    noise = np.random.default_rng(0).integers(0, 256, (700, 900, 3)).astype(np.uint8)
+    image = cv2.GaussianBlur(noise, (0, 0), 6).astype(np.uint8)
     points = ((np.asarray(spec.landmarks) - 0.5) * 100 + (400, 300)).astype(np.float32)
 
     by_box = align_box(image, (x, y, x + side, y + side), spec).astype(float)

@@ -244,7 +244,12 @@ def test_the_wire_form_fits_its_own_json_schema() -> None:
 
 def test_landmarks_of_a_face_cannot_be_written() -> None:
     face = Face(
-        (0, 0, 1, 1), 1, Quality(1, 1, 1), AgeDistribution.unknown(), None, np.zeros((5, 2))
+        (0, 0, 1, 1),
+        1,
+        Quality(1, 1, 1),
+        AgeDistribution.unknown(),
+        None,
+        np.zeros((5, 2), np.float32),
     )
 
     assert face.landmarks is not None
