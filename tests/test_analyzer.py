@@ -312,7 +312,7 @@ def test_max_faces_keeps_the_first(analyzer: Analyzer) -> None:
 
 def test_min_face_leaves_small_faces_out(analyzer: Analyzer) -> None:
     all_sizes = [face.quality.size_px for face in analyzer(FACES / "group.jpg").faces]
-    limit = 62
+    limit = 70
     assert all(abs(size - limit) > 5 for size in all_sizes)
 
     large = Analyzer(min_face=limit)(FACES / "group.jpg").faces

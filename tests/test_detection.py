@@ -231,16 +231,17 @@ def shifted_boxes(detector: YuNet, name: str, side: int, shifts: list[tuple[int,
     rows = []
     for dx, dy in shifts:
         x, y = 120 + dx, 100 + dy
-        rows.append(detector.detect(placed(face, x, y, 1000, 900)).boxes[0] - (x, y, x, y))
+        rows.append(detector.detect(placed(face, x, y, 1200, 960)).boxes[0] - (x, y, x, y))
     return np.array(rows)
 
 
-@pytest.mark.parametrize("side", [32, 64, 100])
+@pytest.mark.parametrize("side", [64, 100])
 @pytest.mark.parametrize("name", ["astronaut", "hopper"])
 def test_a_shift_by_whole_cells_moves_the_box_and_nothing_else(
     yunet: YuNet, name: str, side: int
 ) -> None:
-    first = scale_factors(1000, 900, yunet.min_face)[0]
+    # The glance that comes before the closer look is at half its scale.
+    first = scale_factors(1200, 960, yunet.min_face)[0] / 2
     whole = next(
         round(32 * cells / first)
         for cells in itertools.count(1)
@@ -252,7 +253,7 @@ def test_a_shift_by_whole_cells_moves_the_box_and_nothing_else(
     assert np.abs(boxes - boxes[0]).max() < 2
 
 
-@pytest.mark.parametrize("side", [40, 64, 100])
+@pytest.mark.parametrize("side", [32, 40, 64, 100])
 @pytest.mark.parametrize("name", ["astronaut", "hopper"])
 def test_any_shift_keeps_the_box_within_a_tenth_of_the_face(
     yunet: YuNet, name: str, side: int
@@ -375,12 +376,12 @@ def opencv_faces(image: Pixels, threshold: float) -> NDArray[np.float32]:
 
 
 def single_scale_pictures() -> dict[str, Pixels]:
-    """Sides are multiples of 32 and at most 320, so that both decoders see the same pixels."""
+    """Small enough to be looked at once, unscaled, so that both decoders see the same pixels."""
     group = photograph("group")
     return {
-        "upper row": np.ascontiguousarray(group[80:400, :1280]),
-        "lower row": np.ascontiguousarray(group[420:740, :1280]),
-        "small crowd": np.ascontiguousarray(crowd(8, 4, seed=6)[0][:320, :640]),
+        "upper row": np.ascontiguousarray(group[80:400, 832:1248]),
+        "lower row": np.ascontiguousarray(group[420:740, 256:672]),
+        "small crowd": np.ascontiguousarray(crowd(8, 4, seed=6)[0][:320, :416]),
         "portrait": resized(photograph("astronaut"), 320 / 512),
         "narrow": np.ascontiguousarray(resized(photograph("hopper"), 0.5)[:288, :224]),
     }
