@@ -25,7 +25,7 @@ from agelens.detection import (
     Detector,
     load_detector,
 )
-from agelens.errors import ArgumentError, ImageError
+from agelens.errors import ArgumentError, ImageError, ModelError
 from agelens.estimation import DEFAULT_BATCH, Estimator, estimate_in_batches, load_estimator
 from agelens.images import (
     DEFAULT_LIMITS,
@@ -91,12 +91,25 @@ class AnalyzerOptions:
     batch: int = DEFAULT_BATCH
 
     def __post_init__(self) -> None:
-        if self.max_faces is not None and self.max_faces < 1:
-            raise ArgumentError(f"max_faces must be 1 or more, got {self.max_faces}")
-        if self.threads < 1 or self.batch < 1:
-            raise ArgumentError(
-                f"threads and batch must be 1 or more, got {self.threads} and {self.batch}"
-            )
+        for name in ("min_face", "max_faces", "threads", "batch"):
+            value = getattr(self, name)
+            if name == "max_faces" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ArgumentError(f"{name} must be a whole number of 1 or more, got {value!r}")
+        if not isinstance(self.min_score, int | float) or not 0 < self.min_score <= 1:
+            raise ArgumentError(f"min_score must be over 0 and at most 1, got {self.min_score!r}")
+        for name, kind in (("quality", QualityLimits), ("limits", ImageLimits)):
+            if not isinstance(getattr(self, name), kind):
+                raise ArgumentError(
+                    f"{name} must be {kind.__name__}(...), got {getattr(self, name)!r}"
+                )
+        for name in ("crops", "gender", "flip", "allow_urls", "accept_licence"):
+            if not isinstance(getattr(self, name), bool):
+                raise ArgumentError(f"{name} must be True or False, got {getattr(self, name)!r}")
+        for name in ("model", "detector"):
+            if not isinstance(getattr(self, name), str):
+                raise ArgumentError(f"{name} must be text, got {getattr(self, name)!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -285,7 +298,7 @@ class Analyzer:
             while waiting:
                 scenes = self._next_scenes(waiting)
                 refill(len(scenes))  # the workers go on while these faces are estimated
-                yield from self._estimate(scenes)
+                yield from self._estimate_or_explain(scenes)
                 refill()
             if not isinstance(ended, StopIteration):
                 assert ended is not None  # nothing waits once the sources have ended
@@ -414,6 +427,17 @@ class Analyzer:
             ages = weights.calibrator.ages(raw)
             genders = weights.calibrator.genders(raw) if self.options.gender else None
         return self._assemble(scenes, ages, genders)
+
+    def _estimate_or_explain(self, scenes: Sequence[_Scene]) -> list[Analysis]:
+        """As ``_estimate``; a picture that the network fails on gets an error of its own."""
+        try:
+            return self._estimate(scenes)
+        except ModelError as error:
+            if len(scenes) > 1:
+                return [one for scene in scenes for one in self._estimate_or_explain([scene])]
+            (scene,) = scenes
+            failed = AnalysisError("internal", str(error))
+            return self._assemble([replace(scene, faces=(), error=failed)], [], None)
 
     def _assemble(
         self,

@@ -164,7 +164,7 @@ class CoverageBand(_Strict):
 
 
 class CalibrationFields(_Strict):
-    """Fitted by ``agelens.calibration.fit``; see there.
+    """Fitted by ``calibration.fit_age`` and ``calibration.fit_gender``; see there.
 
     Attributes:
         age_temperature: Divides the log-probabilities of the ages.
@@ -351,11 +351,15 @@ def read_card(path: Path) -> ModelCard:
     except tomllib.TOMLDecodeError as error:
         raise CardError(f"{path}: not valid TOML: {error}") from error
     except ValidationError as error:
-        faults = "; ".join(
-            f"{'.'.join(str(part) for part in fault['loc']) or 'card'}: {fault['msg']}"
-            for fault in error.errors()
-        )
-        raise CardError(f"{path}: {faults}") from error
+        raise CardError(f"{path}: {card_faults(error)}") from error
+
+
+def card_faults(error: ValidationError) -> str:
+    """What is wrong with which fields of a card, in one line."""
+    return "; ".join(
+        f"{'.'.join(str(part) for part in fault['loc']) or 'card'}: {fault['msg']}"
+        for fault in error.errors()
+    )
 
 
 # --- the registry ---------------------------------------------------------------------------------
@@ -374,8 +378,8 @@ def find_model(name: str = "default") -> Bundle:
         ModelError: The file is of a kind that is not loaded.
     """
     if name.startswith("insightface:"):
-        return _insightface_bundle(Path(name.removeprefix("insightface:")))
-    path = Path(name)
+        return _insightface_bundle(Path(name.removeprefix("insightface:")).expanduser())
+    path = Path(name).expanduser()
     if path.suffix.lower() in _REFUSED_SUFFIXES:
         raise ModelError(
             f"{name}: pickled weights can run code when they are loaded, so they are refused; "

@@ -1,8 +1,8 @@
 """
 From raw outputs to probabilities that mean what they say.
 
-``decode_*`` turn each kind of output into ages 0..100 and P(female); ``calibrate`` applies what the
-card has fitted (temperature, smoothing, conformal tables); ``fit`` makes it from labelled faces.
+``decode_*`` turn each kind of output into ages 0..100 and P(female); ``calibrate_*`` apply what the
+card has fitted (temperature, smoothing, conformal tables); ``fit_*`` make it from labelled faces.
 """
 
 from __future__ import annotations

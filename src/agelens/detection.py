@@ -115,7 +115,7 @@ def load_detector(
     if name in ("default", "yunet"):
         return YuNet(score_threshold=score_threshold, min_face=min_face, threads=threads)
     if name.startswith("insightface:"):
-        folder = Path(name.removeprefix("insightface:"))
+        folder = Path(name.removeprefix("insightface:")).expanduser()
         if not accept_licence:
             raise LicenceNotAccepted(
                 f"the detector of {folder} is licensed for research only (InsightFace); pass "

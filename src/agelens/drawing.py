@@ -25,6 +25,9 @@ _COLOURS: Final[dict[str, Colour]] = {
     "abstained": (110, 110, 110),
 }
 _INK: Final[Colour] = (255, 255, 255)
+_DARK_INK: Final[Colour] = (20, 20, 20)
+_LIGHT: Final = 155
+"""Luma (0..255) of a colour from which on dark ink is easier to read on it."""
 _SUPERSAMPLING: Final = 3
 """Pillow draws without smoothing; plots are drawn larger and shrunk."""
 
@@ -54,7 +57,9 @@ def annotate(
         colour = _colour(face)
         width = max(2, round(min(picture.size) / 300))
         draw.rectangle(face.box, outline=colour, width=width)
-        taken.append(_draw_label(draw, picture.size, face, label(face, level), colour, taken))
+        place = _draw_label(draw, picture.size, face, label(face, level), colour, taken)
+        if place is not None:
+            taken.append(place)
     return picture
 
 
@@ -135,9 +140,13 @@ def plot_age(
         )
     x = left + (age.mean + 0.5) * step
     draw.line((x, top, x, bottom), fill=(213, 94, 0), width=2 * _SUPERSAMPLING)
-    for tick in range(0, 101, 10):
+    room = draw.textlength("100", font=font)
+    for tick in range(
+        0, 101, 10 if 10 * step > 1.4 * room else 20 if 20 * step > 1.4 * room else 50
+    ):
         text = str(tick)
-        x = left + (tick + 0.5) * step - draw.textlength(text, font=font) / 2
+        wide = draw.textlength(text, font=font)
+        x = min(left + (tick + 0.5) * step - wide / 2, width - wide - _SUPERSAMPLING)
         draw.text((x, bottom + height * 0.01), text, fill=(60, 60, 60), font=font)
     title = f"mean {age.mean:.1f}, {100 * level:g} % interval {low} to {high} years"
     draw.text((left, height * 0.03), title, fill=(20, 20, 20), font=font)
@@ -165,33 +174,37 @@ def _draw_label(
     text: str,
     colour: Colour,
     taken: list[tuple[float, float, float, float]],
-) -> tuple[float, float, float, float]:
-    """Write a label at the first place by the box that is free; returns where."""
+) -> tuple[float, float, float, float] | None:
+    """Write a label at the first place by the box that is free, shortened if need be.
+
+    Returns:
+        Where it stands, or None when there is no room: then the box speaks alone.
+    """
     x0, y0, x1, y1 = face.box
-    usual = round(min(max(11, (x1 - x0) / 7, min(size) / 45), 40))
-    for points in range(usual, 6, -1):
-        font = _font(points)
-        a, b, c, d = draw.textbbox((0, 0), text, font=font)
-        pad = max(2.0, (d - b) * 0.2)
-        width, height = c - a + 2 * pad, d - b + 2 * pad
-        if width <= size[0] and height <= size[1]:
-            break
-    else:
-        if " " in text:
-            return _draw_label(draw, size, face, text.rpartition(" ")[0], colour, taken)
-    left = min(max(0.0, x0), max(0.0, size[0] - width))
-    places = [y0 - height, y1, y0, y1 - height]
-    free = [
-        (left, y, left + width, y + height)
-        for y in places
-        if 0 <= y <= size[1] - height
-        and not any(_overlap((left, y, left + width, y + height), other) for other in taken)
-    ]
-    top = min(max(0.0, y0 - height), size[1] - height)
-    place = free[0] if free else (left, top, left + width, top + height)
-    draw.rectangle(place, fill=colour)
-    draw.text((place[0] + pad - a, place[1] + pad - b), text, fill=_INK, font=font)
-    return place
+    largest = max(40, min(size) / 25)
+    usual = round(min(max(11, (x1 - x0) / 7, min(size) / 45), largest))
+    words = text.split(" ")
+    for count in range(len(words), 0, -1):
+        shown = " ".join(words[:count])
+        for points in (usual, *range(usual - 1, 7, -1)) if count == 1 else (usual, usual - 2):
+            font = _font(max(points, 8))
+            a, b, c, d = draw.textbbox((0, 0), shown, font=font)
+            pad = max(2.0, (d - b) * 0.2)
+            width, height = c - a + 2 * pad, d - b + 2 * pad
+            if width > size[0] or height > size[1]:
+                continue
+            left = min(max(0.0, x0), size[0] - width)
+            within = min(max(0.0, y0), size[1] - height)
+            for top in (y0 - height, y1, y0, y1 - height, within):
+                place = (left, top, left + width, top + height)
+                is_inside = 0 <= top <= size[1] - height
+                if is_inside and not any(_overlap(place, other) for other in taken):
+                    draw.rectangle(place, fill=colour)
+                    luma = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2]
+                    ink = _DARK_INK if luma > _LIGHT else _INK
+                    draw.text((left + pad - a, top + pad - b), shown, fill=ink, font=font)
+                    return place
+    return None
 
 
 def _overlap(

@@ -7,7 +7,7 @@ The one vocabulary: what AgeLens says about a picture and the faces in it.
         ├── AgeDistribution   a probability for each age 0..100
         └── GenderEstimate    perceived presentation, with a probability
 
-All are frozen. ``to_dict`` gives the wire form that the command line and the HTTP API share.
+All are frozen. ``to_dict`` gives the wire form that files have.
 """
 
 from __future__ import annotations
@@ -122,6 +122,10 @@ class AgeDistribution:
             )
         values.setflags(write=False)
         object.__setattr__(self, "probabilities", values)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Through the constructor, so that a copy is as read-only as the original.
+        return (AgeDistribution, (self.probabilities, self.abstained, self.coverage))
 
     # --- made from ---------------------------------------------------------------------------
 
@@ -240,7 +244,14 @@ class AgeDistribution:
         return AgeInterval(min(low, median), max(high, median))
 
     def probability_at_least(self, age: int) -> float:
-        """P(true age >= ``age``); NaN when abstained, so that no threshold is passed."""
+        """P(true age >= ``age``); NaN when abstained, so that no threshold is passed.
+
+        Raises:
+            ArgumentError: ``age`` is not a whole number: ages are completed years.
+        """
+        if age != int(age):
+            raise ArgumentError(f"age must be a whole number of completed years, got {age}")
+        age = int(age)
         if age <= 0:
             return self._or_nan(1.0)
         if age >= AGE_COUNT:
@@ -459,6 +470,41 @@ class Face:
             points.setflags(write=False)
             object.__setattr__(self, "landmarks", points)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        return (Face, self._values())
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Face):
+            return NotImplemented
+        same = self.landmarks is other.landmarks or (
+            self.landmarks is not None
+            and other.landmarks is not None
+            and np.array_equal(self.landmarks, other.landmarks)
+        )
+        return same and self._without_landmarks() == other._without_landmarks()
+
+    def __hash__(self) -> int:
+        return hash(self._without_landmarks())
+
+    def __repr__(self) -> str:
+        x0, y0, x1, y1 = self.box
+        gender = "" if self.gender is None else f", {self.gender.label}"
+        return f"Face({x1 - x0:.0f}x{y1 - y0:.0f} at {x0:.0f},{y0:.0f}, {self.age!r}{gender})"
+
+    def _values(self) -> tuple[object, ...]:
+        return (
+            self.box,
+            self.score,
+            self.quality,
+            self.age,
+            self.gender,
+            self.landmarks,
+            self.origin,
+        )
+
+    def _without_landmarks(self) -> tuple[object, ...]:
+        return (self.box, self.score, self.quality, self.age, self.gender, self.origin)
+
     def to_dict(
         self,
         *,
@@ -643,7 +689,10 @@ def age_group_starts(edges: Iterable[int]) -> tuple[int, ...]:
     Raises:
         ArgumentError: There are none, they do not rise, or they leave 0..100.
     """
-    starts = tuple(int(edge) for edge in edges)
+    given = tuple(edges)
+    if any(edge != int(edge) for edge in given):
+        raise ArgumentError(f"age groups must start at whole ages, got {given}")
+    starts = tuple(int(edge) for edge in given)
     if not starts:
         raise ArgumentError("age groups need at least one start, for example 0,18,65")
     if starts[0] != 0:

@@ -48,7 +48,10 @@ class SourceItem:
 
 
 def expand(
-    paths: Iterable[str | os.PathLike[str]], *, recursive: bool = False, every_s: float = 1.0
+    paths: Iterable[str | os.PathLike[str]] | str | os.PathLike[str],
+    *,
+    recursive: bool = False,
+    every_s: float = 1.0,
 ) -> Iterator[SourceItem]:
     """The pictures of these paths, in the order given; folders by name.
 
@@ -56,7 +59,7 @@ def expand(
     files without an image suffix are left out; hidden ones too.
 
     Args:
-        paths: Files, folders, globs, Parquet tables, videos.
+        paths: Files, folders, globs, Parquet tables, videos; one of them or several.
         recursive: Go into the folders of a folder.
         every_s: Seconds between the frames taken from a video.
 
@@ -64,6 +67,8 @@ def expand(
         DataError: A Parquet table has neither an ``image`` nor a ``path`` column, or is broken.
         MissingExtra: A Parquet table was named and pyarrow is not installed.
     """
+    if isinstance(paths, str | os.PathLike):
+        paths = [paths]
     for given in paths:
         text = os.fspath(given)
         if _is_pattern(text):
@@ -198,7 +203,9 @@ def _row_item(value: Any, column: str, name: str, folder: Path) -> SourceItem:
     if value is None:
         error = ImageError("empty", f"the column {column!r} is null", where=name)
         return SourceItem(name, None, error)
-    return SourceItem(name, folder / value if isinstance(value, str) else value)
+    if isinstance(value, str) and not _is_address(value):
+        return SourceItem(name, folder / value)
+    return SourceItem(name, value)
 
 
 def _video_frames(path: str, every_s: float) -> Iterator[SourceItem]:

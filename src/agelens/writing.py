@@ -191,7 +191,10 @@ class ResultWriter:
         mode = "wb" if format == "parquet" else "w"
         encoding = None if format == "parquet" else "utf-8"
         newline = None if format == "parquet" else ""
-        self._file: IO[Any] = self.partial.open(mode, encoding=encoding, newline=newline)
+        try:
+            self._file: IO[Any] = self.partial.open(mode, encoding=encoding, newline=newline)
+        except OSError as error:
+            raise ArgumentError(f"{self.path}: cannot be written ({error.strerror})") from error
         try:
             self._sink = open_sink(
                 self._file, format, edges=edges, level=level, distribution=distribution

@@ -10,7 +10,7 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Self
@@ -80,7 +80,8 @@ def analyze(
         int, typer.Option(metavar="PX", help="Smallest face to look for; larger is faster.")
     ] = 24,
     max_faces: Annotated[
-        int | None, typer.Option(help="Keep this many faces of a picture, the largest first.")
+        int | None,
+        typer.Option(help="Keep this many faces of a picture, the most prominent first."),
     ] = None,
     no_gender: Annotated[bool, typer.Option("--no-gender", help="Estimate age only.")] = False,
     always_answer: Annotated[
@@ -108,7 +109,8 @@ def analyze(
         bool, typer.Option("--accept-licence", help="Use a model licensed for research only.")
     ] = False,
     blur: Annotated[
-        bool, typer.Option("--blur", help="Make faces unrecognisable in the annotated pictures.")
+        bool,
+        typer.Option("--blur", help="Make the found faces unrecognisable in annotated pictures."),
     ] = False,
 ) -> None:
     """Find the faces in pictures and estimate age and gender.
@@ -133,11 +135,18 @@ def analyze(
     from agelens.results import age_group_starts
     from agelens.sources import count, expand
 
+    if "-" in paths:
+        raise ArgumentError("standard input is not read; name files or folders")
     chosen = _format(format, output)
     edges = age_group_starts(_edges(age_groups))
     _check_ranges(level, every)
     if blur and annotate is None:
         raise ArgumentError("--blur is for the annotated pictures; pass --annotate DIR with it")
+    if blur and (max_faces is not None or crops):
+        raise ArgumentError(
+            "--blur with --max-faces or --crops would leave the other faces recognisable; "
+            "leave those out"
+        )
     options = AnalyzerOptions(
         model=model,
         detector=detector,
@@ -162,9 +171,11 @@ def analyze(
             advance = _progress(
                 stack,
                 lambda: count(paths, recursive=recursive),
-                shown=output is not None or not sys.stdout.isatty(),
+                shown=output is not None or not sys.stdout.isatty() or chosen is OutputFormat.table,
             )
             wanted = expand(paths, recursive=recursive, every_s=every)
+            if annotate is not None and allow_urls:
+                wanted = _fetched(wanted, options)
             stream = analyzer.stream(_remembered(wanted, items), workers=workers)
             stack.callback(stream.close)
             for analysis in stream:
@@ -180,6 +191,12 @@ def analyze(
         leave_closed_output()
         raise typer.Exit(0) from None
     tally.report(output, annotate)
+    if tally.pictures == 0:
+        error_console().print(
+            "[yellow]no pictures there[/]: of a folder, files with an image suffix are taken "
+            "(videos and Parquet files when named themselves); -r goes into its folders",
+            soft_wrap=True,
+        )
     raise typer.Exit(1 if tally.failed else 0)
 
 
@@ -287,6 +304,23 @@ def _remembered(wanted: Iterator[SourceItem], items: deque[SourceItem]) -> Itera
         yield item
 
 
+def _fetched(wanted: Iterator[SourceItem], options: AnalyzerOptions) -> Iterator[SourceItem]:
+    """Fetch addresses once: a second answer may be another picture than the one analysed."""
+    from agelens.images import load_image
+
+    for item in wanted:
+        if isinstance(item.image, str) and "://" in item.image:
+            try:
+                picture = load_image(
+                    item.image, limits=options.limits, work_side=None, allow_urls=True
+                )
+                yield replace(item, image=picture.pixels)
+            except ImageError as error:
+                yield replace(item, image=None, error=error)
+        else:
+            yield item
+
+
 def _open_output(
     stack: ExitStack,
     format: OutputFormat,
@@ -317,6 +351,7 @@ def _annotator(
         return lambda item, analysis: None
     from agelens.drawing import annotate
     from agelens.images import load_image
+    from agelens.sources import IMAGE_SUFFIXES
     from agelens.writing import save_picture
 
     try:
@@ -331,7 +366,10 @@ def _annotator(
     def draw(item: SourceItem, analysis: Analysis) -> None:
         if not analysis.ok or item.image is None:
             return
-        stem = re.sub(r"[^\w.=-]+", "-", re.sub(r"\.(jpe?g|png|webp)$", "", Path(item.name).name))
+        name = Path(item.name).name
+        if Path(name).suffix.lower() in IMAGE_SUFFIXES:
+            name = Path(name).stem
+        stem = re.sub(r"[^\w.=-]+", "-", name)
         # Room for a number, the suffix and what a file is called until it is whole.
         stem = stem.encode()[:200].decode(errors="ignore")
         name = stem
@@ -415,7 +453,7 @@ class TablePrinter:
         elif not analysis.faces:
             self._rows.append((path, "", "", "", "[dim]no face[/]", ""))
         for number, face in enumerate(analysis.faces):
-            self._rows.append((path if number == 0 else "", str(number + 1), *self._cells(face)))
+            self._rows.append((path if number == 0 else "", str(number), *self._cells(face)))
         if len(self._rows) >= _TABLE_ROWS_AT_ONCE:
             self._flush()
 
