@@ -128,7 +128,42 @@ def load_detector(
     )
 
 
-class YuNet:
+class _OnScales:
+    """What detectors of one network share: thresholds, and the scales they look at.
+
+    Attributes:
+        score_threshold: Least score of a face, 0..1.
+        nms_threshold: Overlap (IoU) over which the lower score goes.
+        min_face: Smallest face to look for, in pixels.
+    """
+
+    def __init__(self, score_threshold: float, nms_threshold: float, min_face: int) -> None:
+        if not 0 < score_threshold <= 1 or not 0 < nms_threshold <= 1:
+            raise ArgumentError(
+                "thresholds must be over 0 and at most 1, got "
+                f"score_threshold={score_threshold} and nms_threshold={nms_threshold}"
+            )
+        if min_face < 1:
+            raise ArgumentError(f"min_face must be 1 pixel or more, got {min_face}")
+        self.score_threshold = score_threshold
+        self.nms_threshold = nms_threshold
+        self.min_face = min_face
+
+    def detect(self, image: NDArray[np.uint8]) -> Detections:
+        """Find the faces of an (H, W, 3) uint8 RGB image."""
+        return detect_on_scales(
+            image,
+            self._detect_once,
+            min_face=self.min_face,
+            score_threshold=self.score_threshold,
+            nms_threshold=self.nms_threshold,
+        )
+
+    def _detect_once(self, image: NDArray[np.uint8], score_threshold: float) -> Detections:
+        raise NotImplementedError
+
+
+class YuNet(_OnScales):
     """YuNet (2023mar, fp32, MIT licence) on several scales of the picture.
 
     Thread-safe: holds the weights only.
@@ -144,26 +179,13 @@ class YuNet:
         min_face: int = DEFAULT_MIN_FACE,
         threads: int = 1,
     ) -> None:
-        _check_thresholds(score_threshold, nms_threshold, min_face)
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.min_face = min_face
+        super().__init__(score_threshold, nms_threshold, min_face)
         path = find_packaged_file(_YUNET_DISTRIBUTION, _YUNET_FILE)
         graph = read_verified(path, _YUNET_SHA256)
         if graph.count(_YUNET_FIXED_INPUT) != 1:
             raise ModelError(f"{path}: the input of the YuNet graph is not where it was expected")
         self._session = open_session(
             graph.replace(_YUNET_FIXED_INPUT, _YUNET_FREE_INPUT), threads=threads, origin=str(path)
-        )
-
-    def detect(self, image: NDArray[np.uint8]) -> Detections:
-        """Find the faces of an (H, W, 3) uint8 RGB image."""
-        return detect_on_scales(
-            image,
-            self._detect_once,
-            min_face=self.min_face,
-            score_threshold=self.score_threshold,
-            nms_threshold=self.nms_threshold,
         )
 
     def _detect_once(self, image: NDArray[np.uint8], score_threshold: float) -> Detections:
@@ -204,7 +226,7 @@ class YuNet:
         )
 
 
-class Scrfd:
+class Scrfd(_OnScales):
     """SCRFD with five landmarks, from the folder of an InsightFace model pack.
 
     The weights are not ours to ship: InsightFace licenses them for research only.
@@ -222,10 +244,7 @@ class Scrfd:
         min_face: int = DEFAULT_MIN_FACE,
         threads: int = 1,
     ) -> None:
-        _check_thresholds(score_threshold, nms_threshold, min_face)
-        self.score_threshold = score_threshold
-        self.nms_threshold = nms_threshold
-        self.min_face = min_face
+        super().__init__(score_threshold, nms_threshold, min_face)
         path = _scrfd_file(folder)
         self._session = open_session(path.read_bytes(), threads=threads, origin=str(path))
         self._input = self._session.get_inputs()[0].name
@@ -243,16 +262,6 @@ class Scrfd:
             )
         self._levels = len(outputs) // 3
         self._strides = (8, 16, 32) if self._levels == 3 else (8, 16, 32, 64, 128)
-
-    def detect(self, image: NDArray[np.uint8]) -> Detections:
-        """Find the faces of an (H, W, 3) uint8 RGB image."""
-        return detect_on_scales(
-            image,
-            self._detect_once,
-            min_face=self.min_face,
-            score_threshold=self.score_threshold,
-            nms_threshold=self.nms_threshold,
-        )
 
     def _detect_once(self, image: NDArray[np.uint8], score_threshold: float) -> Detections:
         height, width = image.shape[:2]
@@ -543,10 +552,3 @@ def _ratio(part: NDArray[np.float64], whole: NDArray[np.float64]) -> NDArray[np.
     result = np.zeros_like(part)
     np.divide(part, whole, out=result, where=whole > 0)
     return result
-
-
-def _check_thresholds(score: float, nms: float, min_face: int) -> None:
-    if not 0 < score <= 1 or not 0 < nms <= 1:
-        raise ArgumentError(f"thresholds must be over 0 and at most 1, got {score} and {nms}")
-    if min_face < 1:
-        raise ArgumentError(f"min_face must be 1 pixel or more, got {min_face}")

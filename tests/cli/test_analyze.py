@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import os
 import re
@@ -21,8 +22,9 @@ from PIL import Image
 from pydantic import TypeAdapter
 
 import hostile
-from agelens import Analyzer
-from agelens.results import AnalysisDict
+from agelens import Analyzer, AnalyzerOptions, ImageLimits
+from agelens.cli import analyze as command_line
+from agelens.results import DEFAULT_AGE_GROUPS, DEFAULT_LEVEL, AnalysisDict
 from command_line import Outcome, agelens, agelens_apart, command
 
 HOPPER = Path(__file__).parents[1] / "faces" / "hopper.jpg"
@@ -717,3 +719,17 @@ def test_hostile_files_do_not_disturb_the_table_or_the_annotated_pictures(
     assert len(list(tmp_path.iterdir())) == len(good)
     assert f"{len(expected)} pictures" in outcome.err
     assert f"{len(expected) - len(good)} could not be read" in outcome.err
+
+
+def test_options_left_out_are_those_of_the_library() -> None:
+    """The defaults stand in the signature, so that the help shows them without loading anything."""
+    shown = inspect.signature(command_line.analyze).parameters
+    options, limits = AnalyzerOptions(), ImageLimits()
+
+    for name in ("model", "detector", "crops", "min_face", "max_faces", "flip", "allow_urls"):
+        assert shown[name].default == getattr(options, name)
+    assert shown["no_gender"].default is not options.gender
+    assert shown["max_bytes"].default == limits.max_bytes
+    assert shown["max_pixels"].default == limits.max_pixels
+    assert shown["level"].default == DEFAULT_LEVEL
+    assert shown["age_groups"].default == ",".join(str(edge) for edge in DEFAULT_AGE_GROUPS)
