@@ -6,9 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from agelens import Analyzer
 from agelens.bundle import HOME_VARIABLE
+
+# A busy machine is no failure: how long an example takes is the business of the benchmarks.
+settings.register_profile("agelens", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("agelens")
 
 
 @pytest.fixture(scope="session")

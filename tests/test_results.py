@@ -31,11 +31,12 @@ from agelens.results import (
 @st.composite
 def distributions(draw: st.DrawFn) -> AgeDistribution:
     """Anything from a single age to a ragged many-peaked shape."""
-    weights = draw(
-        st.lists(
-            st.one_of(st.just(0.0), st.floats(1e-6, 1e3)), min_size=AGE_COUNT, max_size=AGE_COUNT
-        ).filter(any)
-    )
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    held = draw(st.integers(1, AGE_COUNT))  # ages with any probability
+    weights = np.zeros(AGE_COUNT)
+    weights[rng.choice(AGE_COUNT, held, replace=False)] = 10 ** rng.uniform(-6, 3, held)
+    if draw(st.booleans()):
+        weights = np.sort(weights)[:: draw(st.sampled_from([1, -1]))]
     coverage = draw(st.one_of(st.none(), coverages()))
     return AgeDistribution.from_weights(weights, coverage=coverage)
 

@@ -4,6 +4,9 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -60,15 +63,27 @@ def train(
             Recipe.load(recipe, set_ or ()), data, out, resume=resume, fast_dev_run=fast_dev_run
         )
     except KeyboardInterrupt:
-        again = escape(f"agelens train {recipe} --data {data} --out {out} --resume")
+        again = escape(_resuming(recipe, data, out, set_ or (), fast_dev_run))
         error_console().print(f"[yellow]interrupted[/]; go on with: {again}", soft_wrap=True)
         raise typer.Exit(130) from None
+    if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
+        return
     console = output_console()
     how = "stopped early after" if result.stopped_early else "finished"
     console.print(f"{how} {result.epochs} epochs; the best was {result.best_epoch}")
     for name, value in result.metrics.items():
-        console.print(f"  [dim]{name:24}[/] {value:.4f}")
+        figure = f"{value:,.0f}" if name == "faces" else f"{value:.4f}"
+        console.print(f"  [dim]{name:24}[/] {figure}")
     console.print(f"best checkpoint: {escape(str(result.best))}", soft_wrap=True)
+
+
+def _resuming(
+    recipe: str, data: Path, out: Path, changes: Sequence[str], fast_dev_run: bool
+) -> str:
+    """The command that goes on; a recipe that differs in a value would be refused."""
+    words = ["agelens", "train", recipe, "--data", str(data), "--out", str(out), "--resume"]
+    words += [word for change in changes for word in ("--set", change)]
+    return shlex.join([*words, "--fast-dev-run"] if fast_dev_run else words)
 
 
 def export(

@@ -25,7 +25,7 @@ except ImportError as error:
 
 import numpy as np
 
-from agelens.bundle import ModelCard, find_model
+from agelens.bundle import ModelCard, find_model, list_models
 from agelens.data.loading import Labels, ShardFolder
 from agelens.errors import ArgumentError, CardError, MissingExtra, ModelCorrupt, ModelNotFound
 from agelens.training.journal import write_whole
@@ -293,7 +293,7 @@ def write_safetensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping
 def _trained_weights(
     source: str,
 ) -> tuple[dict[str, Tensor], Recipe, tuple[DatasetUsed, ...]]:
-    if not source.endswith(".onnx"):
+    if not _names_a_model(source):
         checkpoint = load_checkpoint(source)
         tensors = dict(checkpoint.network.state_dict())
         return tensors, checkpoint.recipe, _as_inherited(checkpoint.data.datasets)
@@ -302,7 +302,15 @@ def _trained_weights(
     if not bundle.card.recipe:
         raise CardError(f"{bundle.origin}: has no [recipe], so it cannot be trained on")
     recipe = Recipe.from_table(bundle.card.recipe, where=bundle.origin)
-    return onnx_weights(Path(source)), recipe, datasets_of(bundle.card)
+    return onnx_weights(bundle.path()), recipe, datasets_of(bundle.card)
+
+
+def _names_a_model(source: str) -> bool:
+    """An ONNX file or a model of the registry, rather than a run or a checkpoint."""
+    if Path(source).exists():
+        return source.endswith(".onnx")
+    named = {one for model in list_models() for one in (model.card.name, model.card.identifier)}
+    return source.endswith(".onnx") or source in {"default", *named}
 
 
 def datasets_of(card: ModelCard) -> tuple[DatasetUsed, ...]:

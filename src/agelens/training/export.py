@@ -36,8 +36,9 @@ except ImportError as error:
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from agelens.bundle import AgeOutput, ModelCard
+from agelens.bundle import AgeOutput, ModelCard, card_faults
 from agelens.calibration import decode_age
 from agelens.data.loading import BalancedDraws, PreparedFaces, ShardFolder, balance_weights
 from agelens.errors import ArgumentError, CardError, DataError, ModelError
@@ -534,8 +535,8 @@ def _card(
 def _check_card(text: str, path: Path) -> None:
     try:
         ModelCard.model_validate(tomllib.loads(text))
-    except ValueError as error:
-        raise CardError(f"{path}: the card would not be a valid one: {error}") from error
+    except ValidationError as error:
+        raise CardError(f"{path}: would not be a valid card: {card_faults(error)}") from error
 
 
 def _standing_limits(report: ExportReport) -> list[str]:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -729,9 +730,19 @@ def _claim(out: Path, resume: bool, accelerator: Accelerator) -> None:
         taken = out.is_dir() and any(out.iterdir()) and accelerator.is_main_process
         if taken and not resume:
             raise TrainingError(
-                f"{out}: is not empty; go on with that run (resume) or name a new folder"
+                f"{out}: is not empty; go on with that run (--resume, resume=True) or name a new "
+                "folder"
             )
-        out.mkdir(parents=True, exist_ok=True)
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise TrainingError(
+                f"{out}: cannot be made ({error.strerror}); name a folder that you may write to"
+            ) from error
+        if not os.access(out, os.W_OK | os.X_OK):
+            raise TrainingError(
+                f"{out}: may not be written to; name a folder that you may write to"
+            )
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:

@@ -76,6 +76,7 @@ class Progress:
             f"nll {row['val_age_nll']:.3f}, gender {row['val_gender_accuracy']:.1%}"
             f"{'  best' if improved else ''}",
             highlight=False,
+            soft_wrap=True,
         )
 
     def _begin(self, description: str, total: int, done: int) -> None:

@@ -346,11 +346,11 @@ class Recipe(_Part):
     """Everything that decides a training run, apart from the faces.
 
     Attributes:
-        name: Name of the recipe; the exported model's by default.
+        name: Name of the recipe.
         summary: One sentence.
         seed: Of weights, sampling, augmentation and dropout.
-        init: Trained network to start from: a run's folder, a checkpoint or an exported ONNX model.
-            ``network`` and ``heads`` may then be left out.
+        init: Trained network to start from: a run's folder, a checkpoint, an exported ONNX model,
+            or the name of one in the registry. ``network`` and ``heads`` may then be left out.
         network: See ``NetworkPart``.
         heads: See ``HeadsPart``.
         tasks: See ``TasksPart``.
@@ -383,7 +383,7 @@ class Recipe(_Part):
             )
             raise ValueError(
                 f"{lacking} left out, so a trained network to start from is needed: "
-                "init = 'RUN FOLDER, CHECKPOINT or MODEL.onnx'"
+                "init = 'RUN FOLDER, CHECKPOINT, MODEL.onnx or a name of agelens models list'"
             )
         return self
 

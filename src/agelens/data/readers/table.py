@@ -457,7 +457,10 @@ def _clash(
     if own.ages != other.ages:
         column = parser.age_column()
         said = f"two ages for {parser.name(row)}: row {other.row} says {_ages_text(other.ages)}"
-        return column, _ages_text(own.ages), f"{said}; only one can be right"
+        if column == parser.columns.birth_date:
+            said = f"these dates give {_ages_text(own.ages)}; {said}"
+        value = row.cells.get(column) if column else None
+        return column, value, f"{said}; only one can be right"
     if own.gender != other.gender:
         said = f"two genders for {parser.name(row)}: row {other.row} says {other.gender}"
         return parser.columns.gender, own.gender, f"{said}; only one can be right"
