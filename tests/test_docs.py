@@ -1,4 +1,4 @@
-"""The documentation says what is so: its code runs, its options exist, its output is that output."""
+"""The documentation says what is so: its code runs, its options exist, its output is real."""
 
 from __future__ import annotations
 
