@@ -180,8 +180,7 @@ class YuNet(_OnScales):
         threads: int = 1,
     ) -> None:
         super().__init__(score_threshold, nms_threshold, min_face)
-        path = find_packaged_file(_YUNET_DISTRIBUTION, _YUNET_FILE)
-        graph = read_verified(path, _YUNET_SHA256)
+        path, graph = read_yunet()
         if graph.count(_YUNET_FIXED_INPUT) != 1:
             raise ModelError(f"{path}: the input of the YuNet graph is not where it was expected")
         self._session = open_session(
@@ -224,6 +223,17 @@ class YuNet(_OnScales):
             np.minimum(np.sqrt(scores[kept]), 1.0),
             landmarks,
         )
+
+
+def read_yunet() -> tuple[Path, bytes]:
+    """Path and bytes of the default detector's weights.
+
+    Raises:
+        ModelNotFound: The package that carries them is not installed.
+        ModelCorrupt: Their SHA-256 is not the one this version was made for.
+    """
+    path = find_packaged_file(_YUNET_DISTRIBUTION, _YUNET_FILE)
+    return path, read_verified(path, _YUNET_SHA256)
 
 
 class Scrfd(_OnScales):

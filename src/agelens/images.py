@@ -240,7 +240,7 @@ def _check_pixels(width: int, height: int, limits: ImageLimits) -> None:
         raise ImageError(
             "too_many_pixels",
             f"the picture is {width} x {height}, {_mega(width * height)} megapixels, over the "
-            f"limit of {_mega(limits.max_pixels)}; shrink it or raise max_pixels",
+            f"limit of {_mega(limits.max_pixels)}; shrink it or raise max_pixels (--max-pixels)",
         )
 
 
@@ -250,7 +250,7 @@ def _check_bytes(count: int, limits: ImageLimits, is_exact: bool = True) -> None
         raise ImageError(
             "too_many_bytes",
             f"the file {size}, over the limit of {_mega(limits.max_bytes)} MB; "
-            "shrink it or raise max_bytes",
+            "shrink it or raise max_bytes (--max-bytes)",
         )
 
 
@@ -393,7 +393,8 @@ def _fetch(address: str, scheme: str, limits: ImageLimits, allow_urls: bool) -> 
     if not allow_urls:
         raise ImageError(
             "url_disabled",
-            "addresses are not fetched unless asked for; pass allow_urls=True or download it first",
+            "addresses are not fetched unless asked for; pass allow_urls=True (--allow-urls) or "
+            "download it first",
         )
     # Imported here: urllib.request brings ssl and http, which no local picture needs.
     from http.client import HTTPException

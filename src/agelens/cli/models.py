@@ -84,11 +84,12 @@ def verify(
         list[str] | None, typer.Argument(help="Models to check; all when left out.")
     ] = None,
 ) -> None:
-    """Check that a model's files are there and have the SHA-256 that its card states.
+    """Check that the files of models and of the default detector are the right ones, by SHA-256.
 
     Exit status 1 when one is not whole.
     """
     from agelens.bundle import broken_cards, find_model, list_models
+    from agelens.detection import read_yunet
     from agelens.errors import ModelError
 
     console = output_console()
@@ -96,6 +97,13 @@ def verify(
     for fault in [] if names else broken_cards():
         failed += 1
         console.print(f"[red]broken[/]  {escape(str(fault))}", soft_wrap=True)
+    if not names:
+        try:
+            read_yunet()
+            console.print("[green]ok[/]      yunet (detector)")
+        except ModelError as error:
+            failed += 1
+            console.print(f"[red]broken[/]  yunet (detector): {escape(str(error))}", soft_wrap=True)
     for bundle in [find_model(name) for name in names] if names else list_models():
         try:
             bundle.verify()
