@@ -1,7 +1,7 @@
 """
 Fit the calibration in the card of the ``cc0`` model and print it as TOML.
 
-    python benchmarks/fit_cc0.py ../shared/data
+    python benchmarks/fit_cc0.py FOLDER   (with fairface-val.parquet in it)
 
 Fitted on FairFace val alone (CC BY 4.0), whose labels are ranges: the censored likelihood and ages
 drawn within the ranges need no exact age.

@@ -1,7 +1,7 @@
 """
 What degraded faces cost the default model, and which of them the quality limits refuse.
 
-    python benchmarks/quality.py ../shared/data/utkface-val.parquet [--faces 600]
+    python benchmarks/quality.py FACES.parquet [--faces 600]
 
 Each face is degraded with its box and landmarks kept, so that the effect on the estimate is seen
 apart from that on detection. "guess" is the error of answering everybody with the median age.
