@@ -4,6 +4,7 @@ Progress of a run on a terminal: a bar with the current figures, and one line an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any, Self
 
@@ -55,7 +56,7 @@ class Progress:
         """One step more, with the means of the epoch so far."""
         text = (
             f"loss {figures['train_loss']:.3f}  age error {figures['train_age_error']:.2f} y  "
-            f"gender {figures['train_gender_accuracy']:.1%}"
+            f"{_gender(figures['train_gender_accuracy'])}"
         )
         self._bars.update(self._task, advance=1, figures=text)
 
@@ -73,7 +74,7 @@ class Progress:
         self._console.print(
             f"epoch {row['epoch']:.0f}/{self._epochs}  loss {row['train_loss']:.3f}  "
             f"val: MAE {row['val_mae']:.2f} y, age error {row['val_age_error']:.2f} y, "
-            f"nll {row['val_age_nll']:.3f}, gender {row['val_gender_accuracy']:.1%}"
+            f"nll {row['val_age_nll']:.3f}, {_gender(row['val_gender_accuracy'])}"
             f"{'  best' if improved else ''}",
             highlight=False,
             soft_wrap=True,
@@ -90,3 +91,8 @@ class Progress:
 
 
 __all__ = ["Progress"]
+
+
+def _gender(accuracy: float) -> str:
+    """Accuracy in words; without gender labels or head it is NaN."""
+    return "no gender" if math.isnan(accuracy) else f"gender {accuracy:.1%}"
