@@ -47,9 +47,6 @@ from agelens.results import (
 )
 from agelens.sources import SourceItem
 
-_WORK_SIDE: Final = 4096
-"""Pictures of twice this side or more are decoded at a half, a quarter or an eighth of it."""
-
 
 @dataclass(frozen=True)
 class AnalyzerOptions:
@@ -320,12 +317,7 @@ class Analyzer:
     # --- stages ----------------------------------------------------------------------------------
 
     def _read(self, source: ImageSource) -> Picture:
-        return load_image(
-            source,
-            limits=self.options.limits,
-            work_side=_WORK_SIDE,
-            allow_urls=self.options.allow_urls,
-        )
+        return load_image(source, limits=self.options.limits, allow_urls=self.options.allow_urls)
 
     def _locate_or_explain(self, source: ImageSource | SourceItem) -> _Scene:
         item = source if isinstance(source, SourceItem) else SourceItem("", source)

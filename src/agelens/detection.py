@@ -444,8 +444,7 @@ def _look_closer(
         (x0, y0), (x1, y1) = low[row], high[row]
         window = image[y0:y1, x0:x1]
         scaled = _resize(window, (x1 - x0) * factor, (y1 - y0) * factor)
-        seen = _scaled(detect_once(scaled, score_threshold), window.shape, scaled.shape)
-        seen = _moved(seen, float(x0), float(y0))
+        seen = _scaled(detect_once(scaled, score_threshold), window.shape, scaled.shape, (x0, y0))
         # Faces cut by the window's edge have a window of their own.
         away = np.abs((seen.boxes[:, :2] + seen.boxes[:, 2:]) / 2 - centres[row]).max(axis=1)
         parts.append(seen.take(away <= reach[row] / 2))
@@ -473,27 +472,21 @@ def _resize(image: NDArray[np.uint8], width: float, height: float) -> NDArray[np
     return cv2.resize(image, size, interpolation=method).astype(np.uint8, copy=False)
 
 
-def _scaled(detections: Detections, full: tuple[int, ...], seen: tuple[int, ...]) -> Detections:
-    """Detections in an image of shape ``seen`` brought to one of shape ``full``."""
-    if full == seen:
-        return detections
+def _scaled(
+    detections: Detections,
+    full: tuple[int, ...],
+    seen: tuple[int, ...],
+    origin: tuple[float, float] = (0.0, 0.0),
+) -> Detections:
+    """Detections in an image of shape ``seen`` brought to its full shape and place (x, y)."""
     # Sides were rounded to whole pixels, each in its own way.
     step = np.array([full[1] / seen[1], full[0] / seen[0]], np.float32)
+    start = np.array(origin, np.float32)
     points = detections.landmarks
     return Detections(
-        detections.boxes * np.concatenate([step, step]),
+        detections.boxes * np.tile(step, 2) + np.tile(start, 2),
         detections.scores,
-        None if points is None else points * step,
-    )
-
-
-def _moved(detections: Detections, x: float, y: float) -> Detections:
-    step = np.array([x, y], np.float32)
-    points = detections.landmarks
-    return Detections(
-        detections.boxes + np.concatenate([step, step]),
-        detections.scores,
-        None if points is None else points + step,
+        None if points is None else points * step + start,
     )
 
 

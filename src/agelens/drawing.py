@@ -80,7 +80,8 @@ def label(face: Face, level: float = 0.9) -> str:
 def blur_faces(source: ImageSource | NDArray[np.uint8], analysis: Analysis) -> Image.Image:
     """Make the faces of a picture unrecognisable.
 
-    Each face is averaged down to 8 cells across, which no filter can undo, then smoothed.
+    Each face is averaged down to 8 cells across, which no filter can undo, then smoothed. Faces
+    that the analysis left out (``max_faces``, ``crops``, ``min_face``) stay as they are.
 
     Args:
         source: The picture that was analysed.

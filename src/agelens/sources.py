@@ -71,16 +71,13 @@ def expand(
         paths = [paths]
     for given in paths:
         text = os.fspath(given)
-        if _is_pattern(text):
-            matches = sorted(glob.glob(text, recursive=True))
-            if not matches:
-                name = display_name(text)
-                error = ImageError("not_found", "no file matches this pattern", where=name)
-                yield SourceItem(name, None, error)
-            for match in matches:
-                yield from _expand_one(match, recursive=recursive, every_s=every_s)
-        else:
-            yield from _expand_one(text, recursive=recursive, every_s=every_s)
+        matches = matching(text)
+        if not matches:
+            name = display_name(text)
+            error = ImageError("not_found", "no file matches this pattern", where=name)
+            yield SourceItem(name, None, error)
+        for match in matches:
+            yield from _expand_one(match, recursive=recursive, every_s=every_s)
 
 
 def count(paths: Sequence[str | os.PathLike[str]], *, recursive: bool = False) -> int | None:
@@ -88,10 +85,7 @@ def count(paths: Sequence[str | os.PathLike[str]], *, recursive: bool = False) -
     total = 0
     for given in paths:
         text = os.fspath(given)
-        matches = [text]
-        if _is_pattern(text):
-            matches = glob.glob(text, recursive=True) or [text]
-        for match in matches:
+        for match in matching(text) or [text]:
             suffix = Path(match).suffix.lower()
             if os.path.isdir(match):
                 total += sum(1 for _ in _files(match, recursive=recursive))
@@ -102,6 +96,11 @@ def count(paths: Sequence[str | os.PathLike[str]], *, recursive: bool = False) -
             else:
                 total += 1
     return total
+
+
+def matching(text: str) -> list[str]:
+    """The paths that an argument names: itself, or what its pattern matches, by name."""
+    return sorted(glob.glob(text, recursive=True)) if _is_pattern(text) else [text]
 
 
 def _is_address(text: str) -> bool:

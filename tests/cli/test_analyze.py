@@ -733,3 +733,17 @@ def test_options_left_out_are_those_of_the_library() -> None:
     assert shown["max_pixels"].default == limits.max_pixels
     assert shown["level"].default == DEFAULT_LEVEL
     assert shown["age_groups"].default == ",".join(str(edge) for edge in DEFAULT_AGE_GROUPS)
+
+
+def test_a_source_whose_name_looks_like_a_pattern_is_not_written_over(
+    faces: Path, tmp_path: Path
+) -> None:
+    source = tmp_path / "a[1].jpg"
+    shutil.copy(faces / "hopper.jpg", source)
+    shutil.copy(faces / "hopper.jpg", tmp_path / "a1.jpg")  # what it would match as a pattern
+    before = source.read_bytes()
+
+    outcome = agelens("analyze", source, "--format", "jsonl", "--output", source)
+
+    assert outcome.status == 2
+    assert source.read_bytes() == before

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import glob
 import re
 import sys
 from collections import Counter, deque
@@ -281,8 +280,10 @@ def _keep_sources(
     Raises:
         ArgumentError: The output is one of the sources, or annotated pictures would lie among them.
     """
+    from agelens.sources import matching
+
     for text in paths:
-        for match in glob.glob(text, recursive=True) or [text]:
+        for match in matching(text):
             source = Path(match).resolve()
             if output is not None and output.resolve() == source:
                 raise ArgumentError(f"--output {output}: is a source itself; name another file")
