@@ -141,10 +141,15 @@ def train(
         run = _prepare(recipe, Path(data), Path(out), accelerator, fast_dev_run)
         if resume:
             run.resume()
-        return run.fit()
+        result = run.fit()
+        accelerator.wait_for_everyone()  # who leaves first takes the connection along
+        return result
     finally:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            # Its threads must not outlive the run: the interpreter aborts on them at its end.
+            torch.distributed.destroy_process_group()
         # The next run of this process may ask for another precision.
-        AcceleratorState._reset_state(accelerator.num_processes == 1)
+        AcceleratorState._reset_state(True)
 
 
 class _TrainingModel(nn.Module):
