@@ -65,7 +65,9 @@ def train(
     except KeyboardInterrupt:
         again = escape(_resuming(recipe, data, out, set_ or (), fast_dev_run))
         error_console().print(f"[yellow]interrupted[/]; go on with: {again}", soft_wrap=True)
-        raise typer.Exit(130) from None
+        # What is to be kept is on disk. An orderly exit can abort on torch's threads, which the
+        # interrupt left in the middle of a step.
+        os._exit(130)
     if os.environ.get("RANK", "0") != "0":  # of several processes one speaks
         return
     console = output_console()
