@@ -110,8 +110,17 @@ class AnalyzerOptions:
 
 
 @dataclass(frozen=True, eq=False)
-class _Located:
-    """One face before it is estimated."""
+class Cutout:
+    """One face before it is estimated.
+
+    Attributes:
+        box: x0 y0 x1 y1 in pixels of the upright picture.
+        score: Confidence of the detector, 0..1; 1 for a box that was given.
+        landmarks: (5, 2) pixels of the upright picture, or None.
+        origin: Where the box comes from; "whole_picture" where no face was found.
+        quality: What the pixels allow.
+        chip: (size, size, 3) uint8 RGB, cut by the model's crop.
+    """
 
     box: tuple[float, float, float, float]
     score: float
@@ -128,7 +137,7 @@ class _Scene:
     name: str | None
     width: int
     height: int
-    faces: tuple[_Located, ...]
+    faces: tuple[Cutout, ...]
     error: AnalysisError | None = None
 
 
@@ -235,6 +244,14 @@ class Analyzer:
             if faces
             else np.zeros((0, size, size, 3), np.uint8)
         )
+
+    def cut(self, picture: Picture) -> tuple[Cutout, ...]:
+        """The faces of a picture that was read before, most prominent first, usable or not.
+
+        For those who estimate the chips themselves, such as an evaluation that has to know what the
+        model says of faces on which the analyzer abstains.
+        """
+        return self._locate(picture, None).faces
 
     @property
     def estimator(self) -> Estimator:
@@ -379,7 +396,7 @@ class Analyzer:
 
     def _cut(
         self, picture: Picture, detections: Detections, row: int, origin: Origin, weights: _Weights
-    ) -> _Located:
+    ) -> Cutout:
         image, whole = picture.pixels, origin == "whole_picture"
         x0, y0, x1, y1 = (float(v) for v in detections.boxes[row])
         points = None if detections.landmarks is None else detections.landmarks[row]
@@ -398,7 +415,7 @@ class Analyzer:
             whole_picture=whole,
             scale=(sx * sy) ** 0.5,
         )
-        return _Located(
+        return Cutout(
             (x0 * sx, y0 * sy, x1 * sx, y1 * sy),
             float(detections.scores[row]),
             None if points is None else points * np.array([sx, sy], np.float32),

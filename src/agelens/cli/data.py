@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from agelens.cli.console import error_console, output_console
+from agelens.cli.console import output_console, progress_bar
 
 if TYPE_CHECKING:
     from agelens.data.checks import CheckReport
@@ -382,7 +380,7 @@ def check(
         max_distance=near,
         allowed=tuple(allow or ()),
     )
-    with _progress("reading pictures") as progress:
+    with progress_bar("reading pictures") as progress:
         report = check_faces(
             FaceTable.open(sources),
             options,
@@ -453,7 +451,7 @@ def split(
     table = FaceTable.open(sources)
     duplicates = []
     if not no_duplicates:
-        with _progress("reading pictures") as progress:
+        with progress_bar("reading pictures") as progress:
             facts = read_pictures(table, workers=workers, progress=progress)
         duplicates = find_duplicates(facts, max_distance=near)
     report = split_table(
@@ -513,7 +511,7 @@ def prepare(
         detector=detector,
         skip_bad_rows=skip_bad_rows,
     )
-    with _progress("preparing faces") as progress:
+    with progress_bar("preparing faces") as progress:
         report = prepare_faces(
             FaceTable.open(sources),
             output,
@@ -656,10 +654,10 @@ def noise(
     given = None if predictions is None else load_predictions(predictions, table.num_rows)
     duplicates = []
     if given is None:
-        with _progress("reading pictures") as progress:
+        with progress_bar("reading pictures") as progress:
             facts = read_pictures(table, workers=workers, progress=progress)
         duplicates = find_duplicates(facts)
-    with _progress("describing faces") as progress:
+    with progress_bar("describing faces") as progress:
         doubts = audit_labels(
             table, given, split=split, duplicates=duplicates, seed=seed, progress=progress
         )
@@ -685,24 +683,3 @@ def _write_json(path: Path, value: Any) -> None:
     from agelens.data.schema import write_text
 
     write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
-    """A progress bar on standard error, as a function of rows done and rows in all."""
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=error_console(), transient=True) as bar:
-        task = bar.add_task(what, total=None)
-
-        def update(done: int, total: int) -> None:
-            bar.update(task, completed=done, total=total)
-
-        yield update

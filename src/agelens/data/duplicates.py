@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,6 +56,35 @@ class PictureFacts:
     hashes: NDArray[np.uint64]
     mirrored: NDArray[np.uint64]
     contrast: NDArray[np.float32]
+
+    @classmethod
+    def empty(cls, rows: int) -> Self:
+        """Facts of pictures that were not read yet."""
+        return cls(
+            {},
+            np.zeros((rows, 2), np.int32),
+            np.zeros(rows, "V16"),
+            np.zeros((rows, 4), np.uint64),
+            np.zeros((rows, 4), np.uint64),
+            np.zeros(rows, np.float32),
+        )
+
+    def record(self, row: int, encoded: bytes, pixels: NDArray[np.uint8] | None) -> None:
+        """Note what one picture is.
+
+        Args:
+            row: Its row.
+            encoded: The file's bytes.
+            pixels: (H, W, 3) uint8 RGB, or None when it cannot be decoded.
+        """
+        self.content[row] = np.void(hashlib.blake2b(encoded, digest_size=16).digest())
+        if pixels is None:
+            return
+        self.sizes[row] = (pixels.shape[1], pixels.shape[0])
+        grey = _small_grey(pixels)
+        self.contrast[row] = grey.std()
+        self.hashes[row] = _hash_of(grey)
+        self.mirrored[row] = _hash_of(grey[:, ::-1])
 
     @property
     def comparable(self) -> NDArray[np.bool_]:
@@ -99,14 +128,7 @@ def read_pictures(
         progress: Told rows done and rows in all.
     """
     rows = table.num_rows
-    facts = PictureFacts(
-        {},
-        np.zeros((rows, 2), np.int32),
-        np.zeros(rows, "V16"),
-        np.zeros((rows, 4), np.uint64),
-        np.zeros((rows, 4), np.uint64),
-        np.zeros(rows, np.float32),
-    )
+    facts = PictureFacts.empty(rows)
     tasks = [
         (table, first, min(_ROWS_A_TASK, rows - first)) for first in range(0, rows, _ROWS_A_TASK)
     ]
@@ -124,14 +146,7 @@ def read_pictures(
 
 def _read_some(task: tuple[FaceTable, int, int]) -> PictureFacts:
     table, first, count = task
-    facts = PictureFacts(
-        {},
-        np.zeros((count, 2), np.int32),
-        np.zeros(count, "V16"),
-        np.zeros((count, 4), np.uint64),
-        np.zeros((count, 4), np.uint64),
-        np.zeros(count, np.float32),
-    )
+    facts = PictureFacts.empty(count)
     for start, batch in table.slice(first, count, ["image", "path"]):
         for offset, row in enumerate(batch.to_pylist()):
             place = start + offset - first
@@ -144,20 +159,25 @@ def _read_some(task: tuple[FaceTable, int, int]) -> PictureFacts:
 
 
 def _read_one(facts: PictureFacts, place: int, source: bytes | Path) -> None:
-    if isinstance(source, Path):
-        try:
-            source = source.read_bytes()
-        except FileNotFoundError as error:
-            raise ImageError("not_found", "no such file", where=str(source)) from error
-        except OSError as error:
-            raise ImageError("not_readable", str(error), where=str(source)) from error
-    facts.content[place] = np.void(hashlib.blake2b(source, digest_size=16).digest())
-    pixels = load_image(source).pixels
-    facts.sizes[place] = (pixels.shape[1], pixels.shape[0])
-    grey = _small_grey(pixels)
-    facts.contrast[place] = grey.std()
-    facts.hashes[place] = _hash_of(grey)
-    facts.mirrored[place] = _hash_of(grey[:, ::-1])
+    encoded = encoded_picture(source)
+    facts.record(place, encoded, None)
+    facts.record(place, encoded, load_image(encoded).pixels)
+
+
+def encoded_picture(source: bytes | Path) -> bytes:
+    """The bytes of a row's picture.
+
+    Raises:
+        ImageError: Its file cannot be read.
+    """
+    if isinstance(source, bytes):
+        return source
+    try:
+        return source.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError("not_found", "no such file", where=str(source)) from error
+    except OSError as error:
+        raise ImageError("not_readable", str(error), where=str(source)) from error
 
 
 def perceptual_hash(pixels: NDArray[np.uint8]) -> NDArray[np.uint64]:

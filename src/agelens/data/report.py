@@ -113,7 +113,7 @@ def _sections(
 ) -> list[str]:
     rows = {row for f in findings for g in f.groups[:shown] for row in _shown_rows(g)}
     details = _details(table, rows)
-    thumbnails = _thumbnails(table, rows) if pictures else {}
+    thumbnails = thumbnails_of(table, rows) if pictures else {}
     return [_finding(finding, table, details, thumbnails, shown) for finding in findings]
 
 
@@ -199,7 +199,8 @@ def _details(table: FaceTable, rows: Iterable[int]) -> dict[int, dict[str, Any]]
     return table.take(rows, columns)
 
 
-def _thumbnails(table: FaceTable, rows: Iterable[int]) -> dict[int, str]:
+def thumbnails_of(table: FaceTable, rows: Iterable[int]) -> dict[int, str]:
+    """Small JPEGs of these rows' pictures as data URIs; those that cannot be read are left out."""
     pictures = table.take(rows, ["image", "path"])
     small = {}
     for row, held in pictures.items():

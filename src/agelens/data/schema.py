@@ -692,8 +692,11 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def import_pyarrow() -> Any:
+def import_pyarrow(extra: str = "train") -> Any:
     """The pyarrow module.
+
+    Args:
+        extra: What to install when it is missing: "train" or "eval".
 
     Raises:
         MissingExtra: It is not installed.
@@ -701,5 +704,5 @@ def import_pyarrow() -> Any:
     try:
         import pyarrow
     except ImportError as error:
-        raise MissingExtra("train", "reading and writing data sets as Parquet") from error
+        raise MissingExtra(extra, "reading and writing data sets as Parquet") from error
     return pyarrow

@@ -57,6 +57,7 @@ class Provenance:
         options: Options of the analyzer that can change an answer.
         milliseconds: CPU time a face by stage ("network" and "total"), one thread; empty when the
             answers were not timed.
+        decoding_sha256: Of the card's fields that answers depend on before calibration.
     """
 
     model: str
@@ -65,6 +66,7 @@ class Provenance:
     data: tuple[DataFile, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
     milliseconds: Mapping[str, float] = field(default_factory=dict)
+    decoding_sha256: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +94,7 @@ class ScoredFaces:
             picture could not be read. All other rows have answers too, for the risk-coverage curve.
         quality: (N,) float32 arrays by the names of ``QUALITY_MEASURES``; NaN where not measured.
         provenance: What the answers came from.
+        errors: By name, why the picture of a face could not be read.
     """
 
     names: NDArray[np.object_]
@@ -112,6 +115,7 @@ class ScoredFaces:
     answered: NDArray[np.bool_]
     quality: Mapping[str, NDArray[np.float32]]
     provenance: Provenance
+    errors: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         count = len(self.names)
@@ -136,17 +140,17 @@ class ScoredFaces:
     @cached_property
     def has_age(self) -> NDArray[np.bool_]:
         """(N,) faces with an age label and an estimate."""
-        return (self.age_min != UNKNOWN) & ~np.isnan(self.age[:, 0])
+        return np.asarray((self.age_min != UNKNOWN) & ~np.isnan(self.age[:, 0]))
 
     @cached_property
     def exact(self) -> NDArray[np.bool_]:
         """(N,) faces whose age is known to the year, with an estimate."""
-        return self.has_age & (self.age_min == self.age_max)
+        return np.asarray(self.has_age & (self.age_min == self.age_max))
 
     @cached_property
     def has_gender(self) -> NDArray[np.bool_]:
         """(N,) faces with a gender label and an estimate."""
-        return (self.female_label != UNKNOWN) & ~np.isnan(self.female)
+        return np.asarray((self.female_label != UNKNOWN) & ~np.isnan(self.female))
 
     @cached_property
     def mean_age(self) -> Floats:
