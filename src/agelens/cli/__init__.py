@@ -11,7 +11,13 @@ import typer
 
 from agelens import __version__
 from agelens.cli import analyze as _analyze
+from agelens.cli import audit as _audit
+from agelens.cli import calibrate as _calibrate
+from agelens.cli import card as _card
 from agelens.cli import data as _data
+from agelens.cli import evaluate as _evaluate
+from agelens.cli import gate as _gate
+from agelens.cli import leaderboard as _leaderboard
 from agelens.cli import models as _models
 from agelens.cli import train as _train
 from agelens.cli.console import error_console
@@ -30,6 +36,12 @@ app.add_typer(_models.app, name="models")
 app.add_typer(_data.app, name="data")
 app.command("train")(_train.train)
 app.command("export")(_train.export)
+app.command("evaluate")(_evaluate.evaluate)
+app.command("calibrate")(_calibrate.calibrate)
+app.command("audit")(_audit.audit)
+app.command("leaderboard")(_leaderboard.leaderboard)
+app.command("card")(_card.card)
+app.add_typer(_gate.app, name="gate")
 
 
 def _print_version(wanted: bool) -> None:

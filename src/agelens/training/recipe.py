@@ -16,22 +16,19 @@ Imports no torch, so that a command line can check a recipe without it.
 
 from __future__ import annotations
 
-import difflib
 import json
-import math
-import re
 import tomllib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
 
 from agelens.data.augmentation import AugmentationSettings
 from agelens.errors import ArgumentError
 from agelens.results import AGE_COUNT
+from agelens.toml import table_faults, toml_text
 
 SCHEMA: Final = "agelens.recipe/1"
 
@@ -324,22 +321,44 @@ class LoopPart(_Part):
 
 
 class DistillationPart(_Part):
-    """Learning from other models' answers (Hinton et al. 2015), labels or not.
+    """Learning from other networks' answers (Hinton et al. 2015), labels or not.
 
     Attributes:
         teachers: Models of the registry by name, or paths of ONNX files with their cards; their
             answers are averaged.
         accept_licence: Take research-class teachers; the student is then research-class too.
+        subjects: What the teachers are asked for.
+        within_labels: Where a face has an age label, keep only what the teachers say of the ages
+            within it. Of a range such as 20-29 the label then says where, and the teachers how the
+            ages inside are to be weighed.
         temperature: Softens both sides' distributions when over 1.
         weight: Factor of this task.
+        describer: Network whose description of each face the backbone learns to give as well
+            (Romero et al. 2015): ``sface``. None goes without.
+        describer_weight: Factor of that task.
+        describer_judges: Fit a small network to descriptions and labels, with what the teachers say
+            within the labels when there are any, and learn from its answers in their place.
         unlabelled: Folders of prepared faces to add without their labels.
     """
 
-    teachers: tuple[str, ...] = Field(min_length=1)
+    teachers: tuple[str, ...] = ()
     accept_licence: bool = False
+    subjects: tuple[Literal["age", "gender"], ...] = Field(default=("age", "gender"), min_length=1)
+    within_labels: bool = False
     temperature: float = Field(default=1.0, gt=0)
     weight: float = Field(default=1.0, gt=0)
+    describer: Literal["sface"] | None = None
+    describer_weight: float = Field(default=1.0, gt=0)
+    describer_judges: bool = False
     unlabelled: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _somebody_teaches(self) -> Self:
+        if not self.teachers and self.describer is None:
+            raise ValueError("teachers or a describer are needed: teachers = ['cc0']")
+        if self.describer_judges and self.describer is None:
+            raise ValueError("describer_judges needs a describer: describer = 'sface'")
+        return self
 
 
 class Recipe(_Part):
@@ -425,7 +444,7 @@ class Recipe(_Part):
         try:
             return cls.model_validate_json(text, strict=True)
         except ValidationError as error:
-            raise ArgumentError(_explain(error.errors(), table, where)) from error
+            raise ArgumentError(table_faults(error, table, cls, where)) from error
 
     def to_table(self) -> dict[str, Any]:
         """The recipe as plain values; what is None is left out."""
@@ -449,21 +468,6 @@ def shipped_recipes() -> tuple[str, ...]:
             if entry.name.endswith(".toml")
         )
     )
-
-
-def toml_text(table: Mapping[str, Any]) -> str:
-    """Write plain values as TOML.
-
-    Args:
-        table: Text, numbers, booleans, lists of these, dicts, and lists of dicts; None is left out.
-
-    Returns:
-        TOML that ``tomllib`` reads back into equal values.
-
-    Raises:
-        ArgumentError: A value is of another type.
-    """
-    return "\n".join(_table_lines(table, ())).strip() + "\n"
 
 
 # --- reading --------------------------------------------------------------------------------------
@@ -508,139 +512,12 @@ def _toml_value(text: str) -> Any:
         return text
 
 
-# --- explaining -----------------------------------------------------------------------------------
-
-_EXPECTED: Final = {
-    "int_type": "a whole number",
-    "int_from_float": "a whole number",
-    "float_type": "a number",
-    "bool_type": "true or false",
-    "string_type": "text",
-    "tuple_type": "a list",
-    "model_type": "a table",
-    "model_attributes_type": "a table",
-}
-
-
-def _explain(errors: Iterable[ErrorDetails], table: Mapping[str, Any], where: str) -> str:
-    return "\n".join(f"{where}: {_explain_one(error, table)}" for error in errors)
-
-
-def _explain_one(error: ErrorDetails, table: Mapping[str, Any]) -> str:
-    path = [str(part) for part in error["loc"]]
-    key = ".".join(path)
-    found = _show(_value_at(table, path))
-    kind = error["type"]
-    if kind == "extra_forbidden":
-        return f"{key}: unknown key{_suggest(path)}"
-    if kind == "missing":
-        return f"{key}: missing"
-    if kind in _EXPECTED:
-        return f"{key}: expected {_EXPECTED[kind]}, found {found}"
-    if kind == "literal_error":
-        return f"{key}: expected one of {error['ctx']['expected']}, found {found}"
-    if kind == "value_error":
-        return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
-    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, found {found}"
-
-
-def _value_at(table: Any, path: Sequence[str]) -> Any:
-    for part in path:
-        if isinstance(table, Mapping):
-            table = table.get(part)
-        elif isinstance(table, list) and part.isdigit() and int(part) < len(table):
-            table = table[int(part)]
-    return table
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if value is None:
-        return "nothing"
-    if isinstance(value, Mapping):
-        return "a table"
-    return f"{value!r} ({type(value).__name__})"
-
-
-def _suggest(path: Sequence[str]) -> str:
-    part: type[BaseModel] | None = Recipe
-    for name in path[:-1]:
-        part = _part_of(part, name) if part else None
-    known = _keys_of(part) if part else []
-    close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
-    if close:
-        return f"; did you mean {'.'.join([*path[:-1], close[0]])}?"
-    return f"; there are {', '.join(sorted(known))}" if known else ""
-
-
-def _keys_of(part: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in part.model_fields.items()]
-
-
-def _part_of(part: type[BaseModel], name: str) -> type[BaseModel] | None:
-    field = part.model_fields.get(name)
-    if field is None:
-        return None
-    choices = (field.annotation, *get_args(field.annotation))
-    return next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), None)
-
-
 # --- writing --------------------------------------------------------------------------------------
 
 
 def _heads_table(heads: HeadsPart) -> dict[str, Any]:
     table = heads.model_dump(mode="json", exclude_none=True)
     return table if heads.gender is not None else {"gender": "off", **table}
-
-
-_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
-
-
-def _table_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
-    values = {k: v for k, v in table.items() if v is not None and not _is_table(v)}
-    lines = [f"{_key(key)} = {_value(value, (*path, key))}" for key, value in values.items()]
-    for key, value in table.items():
-        inner = (*path, key)
-        title = ".".join(_key(part) for part in inner)
-        if isinstance(value, Mapping):
-            lines += ["", f"[{title}]", *_table_lines(value, inner)]
-        elif _is_table(value):
-            for row in value:
-                lines += ["", f"[[{title}]]", *_table_lines(row, inner)]
-    return lines
-
-
-def _is_table(value: Any) -> bool:
-    rows = isinstance(value, list | tuple) and value and all(isinstance(v, Mapping) for v in value)
-    return isinstance(value, Mapping) or bool(rows)
-
-
-def _key(key: str) -> str:
-    return key if _BARE_KEY.fullmatch(key) else _text(key)
-
-
-def _value(value: Any, path: tuple[str, ...]) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, str):
-        return _text(value)
-    if isinstance(value, int):
-        return str(value)
-    if isinstance(value, float):
-        return repr(value) if math.isfinite(value) else _special(value)
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(_value(v, path) for v in value)}]"
-    raise ArgumentError(f"{'.'.join(path)}: cannot write {type(value).__name__} as TOML")
-
-
-def _text(value: str) -> str:
-    # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
-
-
-def _special(value: float) -> str:
-    return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")
 
 
 __all__ = [

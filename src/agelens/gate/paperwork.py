@@ -1,0 +1,613 @@
+"""
+The gate's papers, all filled from one stored measurement: what a regulator, a visitor and the
+operator read.
+
+    gate-report.json         every figure (``measuring.GateReport``)
+    gate-report.html         the figures as a page, in the manner of NIST's evaluation
+    practice-statement.html  public: what the gate does and how often it errs, arranged after
+                             ISO/IEC 27566-1
+    notice.html              for the people in front of the camera, to be printed
+    dpia.md                  data-protection impact assessment, begun (GDPR Art. 35)
+    technical-file.md        technical documentation, begun (EU AI Act, Annex IV)
+
+What only the operator can know is left as a blank that stands out. None of it is legal advice.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from agelens.bundle import ModelCard
+from agelens.data.schema import write_text
+from agelens.evaluation import plots
+from agelens.evaluation.pages import Chart, Section, Table, check_schema, render
+from agelens.evaluation.plots import Palette, Reading
+from agelens.evaluation.signing import VerifiedAudit
+from agelens.evaluation.tables import BLANK, estimate_text, markdown, per_cent, signed_years, years
+from agelens.gate.fitting import LEFT_OUT_WORDS
+from agelens.gate.measuring import ALL, OLDEST, REPORT_SCHEMA, GateReport
+
+Wire = Mapping[str, Any]
+
+_TEMPLATES: Final = Path(__file__).parent / "templates"
+_WORDS: Final = {
+    "below": "below the bound",
+    "above": "over the bound, but no more than chance explains",
+    "broken": "over the bound",
+    "unknown": "no such faces",
+}
+_OPTIONAL: Final = ("model", "token", "journal", "refuse_below", "refuse_under_age")
+"""Keys that a policy may lack and that the templates ask for."""
+_FALLBACK_WORDS: Final = {
+    "step_up": "another proof is asked for",
+    "refuse": "the answer is no",
+    "retry": "new pictures are asked for",
+}
+_LIVENESS_WORDS: Final = {
+    "none": "None. A photograph or a screen held up to the camera is not told from a person.",
+    "consistency": "Consistency of the frames. It stops a still photograph, not a played video.",
+    "challenge": "Consistency of the frames, and a head turn in a random order. It stops a still "
+    "photograph and a video made before, not a live face swap or a good mask.",
+}
+
+
+@dataclass(frozen=True)
+class Operator:
+    """What the papers have to say of the operator; what is None stays a blank to be filled in.
+
+    Attributes:
+        name: Who answers for the gate.
+        contact: Where to complain or ask.
+        place: Where the gate stands: a shop, a site, a machine.
+        other_way: The proof that is asked for when the gate does not accept.
+        purpose: What is kept from those under age, and by which law.
+    """
+
+    name: str | None = None
+    contact: str | None = None
+    place: str | None = None
+    other_way: str | None = None
+    purpose: str | None = None
+
+
+def write_paperwork(
+    report: GateReport | Wire,
+    folder: Path,
+    *,
+    operator: Operator | None = None,
+    audit: VerifiedAudit | None = None,
+    card: ModelCard | None = None,
+) -> tuple[Path, ...]:
+    """Write all papers of a measured gate.
+
+    Args:
+        report: The measurement, or its stored JSON.
+        folder: For the six files; each appears when it is complete, or not at all.
+        operator: What is known of the operator.
+        audit: The verified audit of the model; None says that there is none.
+        card: Card of the model, for the technical file; None leaves its parts blank.
+
+    Raises:
+        DataError: It is no stored measurement of a gate.
+        MissingExtra: jinja2 or matplotlib is not installed.
+    """
+    wire = report.to_dict() if isinstance(report, GateReport) else report
+    check_schema(wire, REPORT_SCHEMA, "gate report")
+    context = _context(wire, operator or Operator(), audit, card)
+    texts = {
+        "gate-report.json": json.dumps(wire, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "gate-report.html": render(
+            "gate_report.html.j2", {**context, **_page(wire)}, folder=_TEMPLATES
+        ),
+        **{
+            name: render(f"{template}.j2", context, folder=_TEMPLATES)
+            for name, template in (
+                ("practice-statement.html", "practice_statement.html"),
+                ("notice.html", "notice.html"),
+                ("dpia.md", "dpia.md"),
+                ("technical-file.md", "technical_file.md"),
+            )
+        },
+    }
+    for name, text in texts.items():
+        write_text(folder / name, text)
+    return tuple(folder / name for name in texts)
+
+
+# --- words ----------------------------------------------------------------------------------------
+
+
+def people(ages: Sequence[int], group: str = ALL) -> str:
+    """A kind of people in words: "13 to 17, gender=female"; "60 and over"; "18"."""
+    low, high = ages
+    if low == 0 and high >= OLDEST:
+        words = "all ages"
+    elif high >= OLDEST:
+        words = f"{low} and over"
+    elif low == high:
+        words = f"{low}"
+    elif low == 0:
+        words = f"under {high + 1}"
+    else:
+        words = f"{low} to {high}"
+    return words if group == ALL else f"{words}, {group}"
+
+
+def rule_words(policy: Wire) -> list[str]:
+    """What the gate compares, and what it answers."""
+    age = policy["required_age"]
+    if policy["rule"] == "probability":
+        accept, refuse = policy["threshold"], policy.get("refuse_below", 0.0)
+        what = f"the estimated probability of being {age} or over"
+    else:
+        accept, refuse = policy["challenge_age"], policy.get("refuse_under_age", 0.0)
+        what = "the estimated age"
+    lines = [f"Accepted when {what} is {accept:g} or more."]
+    if refuse:
+        lines.append(f"Refused when it is under {refuse:g}.")
+        lines.append("In between, another proof of age is asked for.")
+    else:
+        lines.append("Otherwise another proof of age is asked for; nobody is refused outright.")
+    return lines
+
+
+def _rate(found: Wire | None, *, with_interval: bool = True) -> str:
+    """A stored rate as per cent with its interval."""
+    return estimate_text(found, per_cent, interval=with_interval)
+
+
+def _per_hundred(found: Wire) -> str:
+    """A stored rate for a notice: "2 of 100", never a zero that was not shown."""
+    if found["value"] is None:
+        return "an unknown number"
+    value = 100 * found["value"]
+    if value < 0.5:
+        return f"fewer than {max(1, math.ceil(100 * found['high']))} of 100"
+    return f"{value:.0f} of 100"
+
+
+def _rows(report: Wire, **wanted: Any) -> list[Wire]:
+    return [
+        one
+        for one in report["decisions"]
+        if all(one[name] == value for name, value in wanted.items())
+    ]
+
+
+# --- what the templates are filled with -----------------------------------------------------------
+
+
+def _context(
+    report: Wire, operator: Operator, audit: VerifiedAudit | None, card: ModelCard | None
+) -> dict[str, Any]:
+    policy = report["policy"]
+    age = policy["required_age"]
+    return {
+        "policy": {**dict.fromkeys(_OPTIONAL), **policy},
+        "fit": policy.get("fit"),
+        "age": age,
+        "rules": rule_words(policy),
+        "fallbacks": [
+            ("No face", _FALLBACK_WORDS[policy["on_no_face"]]),
+            ("A face too poor for an estimate", _FALLBACK_WORDS[policy["on_unusable"]]),
+            ("More than one face", _FALLBACK_WORDS[policy["on_second_face"]]),
+        ],
+        "liveness": _LIVENESS_WORDS[policy["liveness"]],
+        "operator": operator,
+        "audit": None if audit is None else _audit(audit),
+        "override": policy.get("override"),
+        "card": card,
+        "model": report["model"],
+        "data": report["data"],
+        "counts": report["counts"],
+        "fresh": _is_fresh(report),
+        "left_out": _left_out(report["counts"]),
+        "promised": _promised_words(policy),
+        "decisions": _decision_table(report, _overall(report)),
+        "groups": _group_table(report),
+        "by_age": _age_table(report),
+        "checks": _check_table(report),
+        "errors": _error_table(report, {ALL}),
+        "nist": _nist_table(report, {ALL}),
+        "hardest": _hardest(report, under_age=True),
+        "youngest": _hardest(report, under_age=False),
+        "per_hundred": _per_hundred,
+        "people": people,
+        "rate": _rate,
+        "markdown": lambda table: markdown(table.head, table.rows, left=table.left),
+    }
+
+
+def _is_fresh(report: Wire) -> bool:
+    """Whether no file of the report was fitted on."""
+    fit = report["policy"].get("fit") or {"data": []}
+    fitted = {one["sha256"] for one in fit["data"]}
+    return all(one["sha256"] not in fitted for one in report["data"])
+
+
+def _audit(audit: VerifiedAudit) -> dict[str, str]:
+    return {
+        "policy": audit.policy,
+        "verdict": "passed" if audit.passed else "failed",
+        "created": f"{audit.created:%Y-%m-%d}",
+        "expires": f"{audit.expires:%Y-%m-%d}",
+        "key": audit.key,
+    }
+
+
+def _left_out(counts: Wire) -> list[str]:
+    return [
+        f"{counts[name]:,} {words}" for name, words in LEFT_OUT_WORDS.items() if counts.get(name)
+    ]
+
+
+def _promised_words(policy: Wire) -> list[str]:
+    fit = policy.get("fit")
+    if fit is None:
+        return [
+            "The limits were set by hand, not fitted: nothing is promised of the rate of errors."
+        ]
+    groups = ", ".join(fit["by"])
+    bands = dict.fromkeys(
+        tuple(one["ages"]) for one in fit["promises"] if one["error"] == "false_acceptance"
+    )
+    kinds = " and of those ".join(people(band) for band in bands)
+    lines = [
+        f"With confidence {fit['confidence']:g}, fewer than {per_cent(fit['max_false_accept'])} % "
+        f"of those {kinds} are accepted"
+        + (f", overall and in each group by {groups}." if groups else ".")
+    ]
+    if fit["minor_band"][0] == 0:
+        lines.append(
+            "Nothing is promised of those next to the required age by themselves; they are "
+            "accepted more often than small children, so look at their rate."
+        )
+    if fit.get("max_false_refuse"):
+        young = people(fit["adult_band"])
+        lines.append(
+            f"With the same confidence, fewer than {per_cent(fit['max_false_refuse'])} % of those "
+            f"of age, and of those {young}, are refused outright."
+        )
+    return lines
+
+
+def _overall(report: Wire) -> list[Wire]:
+    return _rows(report, group=ALL)
+
+
+def _decision_table(report: Wire, rows: Sequence[Wire]) -> Table:
+    bound = (report["policy"].get("fit") or {"max_false_accept": 1.0})["max_false_accept"]
+    return Table(
+        head=("true age", "faces", "accepted, %", "another proof, %", "refused, %"),
+        rows=[
+            (
+                people(one["ages"], one["group"]),
+                f"{one['accept']['faces']:,}",
+                _rate(one["accept"]),
+                _rate(one["step_up"]),
+                _rate(one["refuse"]),
+            )
+            for one in rows
+        ],
+        title="What the gate says to whom",
+        caption="In brackets: exact 95 % interval. Of those under age, who is accepted is the error"
+        + ("; marked where there are more than the bound." if bound < 1 else "."),
+        marked=frozenset(
+            number
+            for number, one in enumerate(rows)
+            if one["under_age"] and one["accept"]["value"] > bound
+        ),
+    )
+
+
+def _group_table(report: Wire) -> Table:
+    age = report["policy"]["required_age"]
+    rows = [
+        one
+        for one in report["decisions"]
+        if one["group"] != ALL and (one["under_age"] or one["ages"][0] == age)
+    ]
+    return _decision_table(report, rows)
+
+
+def _age_table(report: Wire) -> Table:
+    table = _decision_table(report, report["by_age"])
+    return Table(table.head, table.rows, "By exact age", table.caption, marked=table.marked)
+
+
+def _check_table(report: Wire) -> Table:
+    rows, marked = [], set()
+    for number, one in enumerate(report["checks"]):
+        promise = one["promise"]
+        error = "accepted" if promise["error"] == "false_acceptance" else "refused outright"
+        rows.append(
+            (
+                people(promise["ages"], promise["group"]),
+                f"{error} under {per_cent(one['bound'])} %",
+                _WORDS[one["verdict"]],
+                f"{promise['errors']:,} of {promise['faces']:,}",
+                per_cent(promise["upper"]),
+                f"{one['found']['events']:,} of {one['found']['faces']:,}",
+                _rate(one["found"]),
+            )
+        )
+        if one["verdict"] == "broken":
+            marked.add(number)
+    return Table(
+        head=(
+            "true age",
+            "promised",
+            "here",
+            "in the fit",
+            "upper bound, %",
+            "on these faces",
+            "rate, %",
+        ),
+        rows=rows,
+        title="The promise, on faces that the gate was not fitted on"
+        if _is_fresh(report)
+        else "The promise, on the faces of the fit: too good to count",
+        caption="Upper bound: one-sided, at the stated confidence, on the faces of the fit.",
+        left=3,
+        marked=frozenset(marked),
+    )
+
+
+def _error_table(report: Wire, groups: set[str] | None) -> Table:
+    rows = [
+        (
+            people(one["ages"], one["group"]),
+            f"{one['mae']['count']:,}",
+            estimate_text(one["mae"], years),
+            estimate_text(one["bias"], signed_years),
+        )
+        for one in report["ages"]
+        if groups is None or one["group"] in groups
+    ]
+    return Table(
+        head=("true age", "faces", "mean absolute error, years", "bias, years"),
+        rows=rows,
+        title="Error of the expected age",
+        caption="In brackets: 95 % bootstrap interval. Bias over 0: too old.",
+    )
+
+
+def _nist_table(report: Wire, groups: set[str] | None) -> Table:
+    nist = report["nist"]
+    rows = []
+    if nist["mae"] is not None:
+        words = f"MAE 18 to 30 ({nist['mae_cells']} of 26 cells), years"
+        rows.append((words, ALL, f"{nist['mae']['count']:,}", estimate_text(nist["mae"], years)))
+    for name, title in _NIST_TITLES.items():
+        rows += [
+            (title, group, f"{rate['faces']:,}", _rate(rate))
+            for group, rate in nist[name].items()
+            if groups is None or group in groups
+        ]
+    return Table(
+        head=("figure", "group", "faces", "value"),
+        rows=rows,
+        title="The figures that NIST reports",
+        caption="After the definitions below, on these faces; not on NIST's, and not by NIST.",
+        left=2,
+    )
+
+
+_NIST_TITLES: Final = {
+    "challenge_25": "Challenge 25: 14 to 17 taken for 25 or over, %",
+    "child_13_16": "13 to 16 taken for 13 to 16, %",
+    "child_8_12": "8 to 12 taken for 13 to 16, %",
+    "child_17_22": "17 to 22 taken for 13 to 16, %",
+}
+
+
+def _hardest(report: Wire, *, under_age: bool) -> Wire | None:
+    """Those next to the required age: the band that the notice speaks of."""
+    rows = _rows(report, group=ALL, under_age=under_age)
+    age = report["policy"]["required_age"]
+    if under_age:
+        return max(rows, key=lambda one: one["ages"][0], default=None)
+    return next((one for one in rows if one["ages"][0] == age and one["ages"][1] < OLDEST), None)
+
+
+# --- the page of the report -----------------------------------------------------------------------
+
+
+def _page(report: Wire) -> dict[str, Any]:
+    return {
+        "title": f"Gate report: {report['policy']['name']}",
+        "cards": _cards(report),
+        "price_charts": _price_charts(report),
+        "age_charts": _age_charts(report),
+        "sections": [
+            Section("The error of the expected age", tables=(_error_table(report, None),)),
+            Section(
+                "In NIST's manner",
+                "Definitions follow NIST's evaluation of age estimation and verification (FATE "
+                "AEV). The faces are not NIST's, so the figures can be compared in kind only.",
+                tables=(_nist_table(report, None),),
+            ),
+        ],
+        "definitions": list(report["nist"]["definitions"].values()),
+        "undecided": [
+            (group, _rate(rate), f"{rate['faces']:,}")
+            for group, rate in report["undecided"].items()
+        ],
+        "facts": _facts(report),
+    }
+
+
+def _cards(report: Wire) -> list[dict[str, str]]:
+    cards = []
+    age = report["policy"]["required_age"]
+    wanted: list[tuple[str, Wire | None, str]] = [
+        (people(one["ages"]), one, "accept") for one in _rows(report, group=ALL, under_age=True)
+    ]
+    wanted += [
+        (people(one["ages"]), one, key)
+        for one in _rows(report, group=ALL, ages=[age, OLDEST])
+        for key in ("step_up", "refuse")
+    ]
+    notes = {"accept": "accepted", "step_up": "asked for another proof", "refuse": "refused"}
+    for title, one, key in wanted:
+        if one is not None:
+            found = one[key]
+            cards.append(
+                {
+                    "title": f"{title}: {notes[key]}",
+                    "value": _rate(found, with_interval=False),
+                    "unit": "%",
+                    "note": f"95 %: {per_cent(found['low'])} to {per_cent(found['high'])}; "
+                    f"{found['faces']:,} faces",
+                }
+            )
+    return cards
+
+
+def _price_charts(report: Wire) -> list[Chart]:
+    policy = report["policy"]
+    limit = policy.get("threshold") or policy.get("challenge_age")
+    bound = (policy.get("fit") or {}).get("max_false_accept")
+    points = report["price"]
+    under = list(points[0]["false_accept"])
+    over = list(points[0]["not_accepted"])[:4]
+    return [
+        Chart(
+            "Those under age who are accepted",
+            "Share by the limit. Dashed across: the bound. Dashed up: the limit of this gate.",
+            _price_chart(points, "false_accept", under, policy["rule"], limit, bound, "under-age"),
+        ),
+        Chart(
+            "Those of age who are not accepted at once",
+            "The price of each limit, by true age. They are asked for another proof, or refused.",
+            _price_chart(points, "not_accepted", over, policy["rule"], limit, None, "of-age"),
+        ),
+    ]
+
+
+def _price_chart(
+    points: Sequence[Wire],
+    key: str,
+    bands: Sequence[str],
+    rule: str,
+    limit: float | None,
+    bound: float | None,
+    name: str,
+) -> str:
+    # A probability is shown by its odds: all that matters happens next to 1.
+    place: Callable[[float], float] = (
+        (lambda value: math.log10(value / (1 - value))) if rule == "probability" else float
+    )
+
+    def draw(axes: Any, colours: Palette) -> None:
+        places = [place(point["limit"]) for point in points]
+        for number, band in enumerate(bands):
+            values = [point[key][band] for point in points]
+            axes.plot(
+                places,
+                [math.nan if value is None else 100 * value for value in values],
+                color=colours.series[number % 4],
+                linestyle=("-", "--", ":", "-.")[number % 4],
+                label=band,
+            )
+        if bound is not None:
+            axes.axhline(100 * bound, color=colours.muted, linestyle="--", linewidth=1)
+        if limit is not None and limit > 0 and (rule != "probability" or limit < 1):
+            axes.axvline(place(limit), color=colours.ink, linestyle="--", linewidth=1)
+        if rule == "probability":
+            ticks = [0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999]
+            axes.set_xticks([place(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])
+            axes.set_xlabel("accepted from P(of age)")
+        else:
+            axes.set_xlabel("accepted from the expected age, years")
+        axes.set_ylim(bottom=0)
+        axes.set_ylabel("per cent")
+        axes.legend(loc="best", title="true age")
+
+    title = "Share accepted of those under age" if name == "under-age" else "Price by limit"
+    return plots.svg(draw, f"price-{name}", title, height=3.4)
+
+
+def _age_charts(report: Wire) -> list[Chart]:
+    by_age = [one for one in report["by_age"] if one["ages"][0] == one["ages"][1]]
+    fit = report["policy"].get("fit")
+    groups = _rows(report, under_age=True)
+    charts = [
+        Chart(
+            "Accepted, by exact age",
+            "With exact 95 % intervals: wide where there are few faces.",
+            _acceptance_chart(by_age, report["policy"]["required_age"]),
+        )
+    ]
+    if groups:
+        shown = [
+            Reading(
+                people(one["ages"], one["group"]),
+                math.nan if one["accept"]["value"] is None else one["accept"]["value"],
+                one["accept"]["low"],
+                one["accept"]["high"],
+                one["accept"]["faces"],
+                marked=bool(fit) and one["accept"]["low"] > fit["max_false_accept"],
+            )
+            for one in groups
+        ]
+        svg = plots.dots(
+            shown,
+            axis="accepted, per cent",
+            name="by-group",
+            title="Share accepted of those under age, by group",
+            reference=fit["max_false_accept"] if fit else None,
+            reference_label="the bound" if fit else "",
+            percent=True,
+        )
+        charts.append(Chart("Accepted by mistake, by group", "Faces beside each group.", svg))
+    return charts
+
+
+def _acceptance_chart(by_age: Sequence[Wire], required_age: int) -> str:
+    def draw(axes: Any, colours: Palette) -> None:
+        for number, (words, minor) in enumerate((("under age", True), ("of age", False))):
+            rows = [one for one in by_age if one["under_age"] is minor]
+            values = [100 * one["accept"]["value"] for one in rows]
+            below = [v - 100 * one["accept"]["low"] for v, one in zip(values, rows, strict=True)]
+            above = [100 * one["accept"]["high"] - v for v, one in zip(values, rows, strict=True)]
+            spread = np.maximum([below, above], 0)
+            colour = colours.series[1 - number]
+            axes.errorbar(
+                [one["ages"][0] for one in rows], values, yerr=spread, fmt="sD"[number],
+                color=colour, ecolor=colour, elinewidth=1.1, capsize=2, label=words,
+            )  # fmt: skip
+        axes.axvline(required_age - 0.5, color=colours.muted, linestyle="--", linewidth=1)
+        axes.set_ylim(-2, 102)
+        axes.set_xlabel("true age, years")
+        axes.set_ylabel("accepted, per cent")
+        axes.legend(loc="upper left")
+
+    return plots.svg(draw, "by-age", "Share accepted by exact age", height=3.4)
+
+
+def _facts(report: Wire) -> list[tuple[str, str]]:
+    counts, policy, model = report["counts"], report["policy"], report["model"]
+    files = ", ".join(
+        f"{one['name']} ({one['rows']:,} rows, SHA-256 {one['sha256'][:12]}…)"
+        for one in report["data"]
+    )
+    return [
+        ("Policy", f"{policy['name']}, SHA-256 {policy['sha256']}"),
+        ("Model", f"{model['name']}, weights SHA-256 {model['sha256'][:12]}…"),
+        ("Card, with its calibration", f"SHA-256 {model['card_sha256'][:12]}…"),
+        ("Faces", f"{counts['faces']:,}, {counts['independent']:,} independent; {files}"),
+        ("Counted", f"{counts['under_age']:,} under age, {counts['of_age']:,} of age"),
+        ("Not counted", ", ".join(_left_out(counts)) or BLANK),
+        (
+            "Options",
+            ", ".join(f"{name} {value}" for name, value in report["options"].items()) or BLANK,
+        ),
+    ]

@@ -1,0 +1,171 @@
+"""
+TOML: plain values as text, and what is wrong with a table that a model refuses.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from agelens.errors import ArgumentError
+
+# --- explaining -----------------------------------------------------------------------------------
+
+_EXPECTED: Final = {
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "string_type": "text",
+    "tuple_type": "a list",
+    "model_type": "a table",
+    "model_attributes_type": "a table",
+}
+
+
+def table_faults(
+    error: ValidationError, table: Mapping[str, Any], model: type[BaseModel], where: str
+) -> str:
+    """What is wrong with which keys of a table, a line each.
+
+    Args:
+        error: What pydantic says.
+        table: What was checked, as TOML gives it.
+        model: What it was checked against; unknown keys are compared with its own.
+        where: What the lines start with, as the file's name.
+    """
+    return "\n".join(f"{where}: {_explain_one(fault, table, model)}" for fault in error.errors())
+
+
+def _explain_one(error: ErrorDetails, table: Mapping[str, Any], model: type[BaseModel]) -> str:
+    path = [str(part) for part in error["loc"]]
+    key = ".".join(path)
+    found = _show(_value_at(table, path))
+    kind = error["type"]
+    if kind == "extra_forbidden":
+        return f"{key}: unknown key{_suggest(path, model)}"
+    if kind == "missing":
+        return f"{key}: missing"
+    if kind in _EXPECTED:
+        return f"{key}: expected {_EXPECTED[kind]}, found {found}"
+    if kind == "literal_error":
+        return f"{key}: expected one of {error['ctx']['expected']}, found {found}"
+    if kind == "value_error":
+        return f"{key}: {error['ctx']['error']}" if key else str(error["ctx"]["error"])
+    return f"{key}: {error['msg'][0].lower()}{error['msg'][1:]}, found {found}"
+
+
+def _value_at(table: Any, path: Sequence[str]) -> Any:
+    for part in path:
+        if isinstance(table, Mapping):
+            table = table.get(part)
+        elif isinstance(table, list) and part.isdigit() and int(part) < len(table):
+            table = table[int(part)]
+    return table
+
+
+def _show(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping):
+        return "a table"
+    return f"{value!r} ({type(value).__name__})"
+
+
+def _suggest(path: Sequence[str], model: type[BaseModel]) -> str:
+    part: type[BaseModel] | None = model
+    for name in path[:-1]:
+        part = _part_of(part, name) if part else None
+    known = _keys_of(part) if part else []
+    close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {'.'.join([*path[:-1], close[0]])}?"
+    return f"; there are {', '.join(sorted(known))}" if known else ""
+
+
+def _keys_of(part: type[BaseModel]) -> list[str]:
+    return [field.alias or name for name, field in part.model_fields.items()]
+
+
+def _part_of(part: type[BaseModel], name: str) -> type[BaseModel] | None:
+    field = part.model_fields.get(name)
+    if field is None:
+        return None
+    choices = (field.annotation, *get_args(field.annotation))
+    return next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), None)
+
+
+# --- writing --------------------------------------------------------------------------------------
+
+
+def toml_text(table: Mapping[str, Any]) -> str:
+    """Write plain values as TOML.
+
+    Args:
+        table: Text, numbers, booleans, lists of these, dicts, and lists of dicts; None is left out.
+
+    Returns:
+        TOML that ``tomllib`` reads back into equal values.
+
+    Raises:
+        ArgumentError: A value is of another type.
+    """
+    return "\n".join(_table_lines(table, ())).strip() + "\n"
+
+
+_BARE_KEY: Final = re.compile(r"[A-Za-z0-9_-]+")
+
+
+def _table_lines(table: Mapping[str, Any], path: tuple[str, ...]) -> list[str]:
+    values = {k: v for k, v in table.items() if v is not None and not _is_table(v)}
+    lines = [f"{_key(key)} = {_value(value, (*path, key))}" for key, value in values.items()]
+    for key, value in table.items():
+        inner = (*path, key)
+        title = ".".join(_key(part) for part in inner)
+        if isinstance(value, Mapping):
+            lines += ["", f"[{title}]", *_table_lines(value, inner)]
+        elif _is_table(value):
+            for row in value:
+                lines += ["", f"[[{title}]]", *_table_lines(row, inner)]
+    return lines
+
+
+def _is_table(value: Any) -> bool:
+    rows = isinstance(value, list | tuple) and value and all(isinstance(v, Mapping) for v in value)
+    return isinstance(value, Mapping) or bool(rows)
+
+
+def _key(key: str) -> str:
+    return key if _BARE_KEY.fullmatch(key) else _text(key)
+
+
+def _value(value: Any, path: tuple[str, ...]) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return _text(value)
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return repr(value) if math.isfinite(value) else _special(value)
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(_value(v, path) for v in value)}]"
+    raise ArgumentError(f"{'.'.join(path)}: cannot write {type(value).__name__} as TOML")
+
+
+def _text(value: str) -> str:
+    # A JSON string is a TOML basic string, but for DEL, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _special(value: float) -> str:
+    return "nan" if math.isnan(value) else ("inf" if value > 0 else "-inf")

@@ -1,0 +1,384 @@
+"""A gate's limits: the bound is kept as often as promised, or the fit refuses with the numbers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+pytest.importorskip("scipy", reason="needs the 'gate' extra")
+
+from scipy.stats import beta, binom
+
+from agelens.errors import ArgumentError, DataError
+from agelens.gate.fitting import fit_gate, highest_refusal, limits, lowest_limit
+from agelens.gate.measuring import errors_allowed, measure_gate
+from agelens.gate.policy import GatePolicy
+from gate.people import crowd, faces_with
+
+BOUND, CONFIDENCE = 0.05, 0.95
+DRAWS = 500
+SKILL = 3.0  # of crowd()
+# Three standard errors over the 5 % of draws that may break the bound.
+TOLERATED = 0.05 + 3 * float(np.sqrt(0.05 * 0.95 / DRAWS))
+
+
+def fixed_sequence(cells: list[NDArray[np.float64]], grid: NDArray[np.float64]) -> float:
+    """Learn-then-test word by word: from the strictest limit down, until a cell is not shown."""
+    taken = float("nan")
+    for limit in grid[::-1]:
+        p_values = [binom.cdf((cell >= limit).sum(), len(cell), BOUND) for cell in cells]
+        if max(p_values) > 1 - CONFIDENCE:
+            break
+        taken = float(limit)
+    return taken
+
+
+# --- the promise ----------------------------------------------------------------------------------
+
+
+def test_limit_is_that_of_learn_then_test_word_by_word() -> None:
+    for seed in range(3):
+        faces = crowd(np.random.default_rng(seed), 300, 100)
+        over, minors = faces.age[:, 18:].sum(axis=1), faces.age_max < 18
+        cells = [over[minors]] + [over[minors & (faces.female_label == sex)] for sex in (0, 1)]
+
+        fitted = fit_gate(faces, by=["gender"]).policy
+
+        assert fitted.threshold == fixed_sequence(cells, limits("probability", 18))
+
+
+@pytest.mark.parametrize("count", [59, 150, 600])
+def test_bound_is_kept_at_least_as_often_as_the_confidence_says(count: int) -> None:
+    rng = np.random.default_rng(count)
+    grid, allowed = limits("probability", 18), errors_allowed(count, BOUND, CONFIDENCE)
+
+    found = np.array(
+        [lowest_limit(np.sort(rng.beta(1, 6, count)), allowed, grid) for _ in range(DRAWS)]
+    )
+    broken = (beta.sf(found, 1, 6) > BOUND).mean()
+
+    assert broken <= TOLERATED
+
+
+def test_bound_holds_for_all_groups_at_once_without_a_correction_for_their_number() -> None:
+    rng = np.random.default_rng(5)
+    grid, shapes, count = limits("probability", 18), (6.0, 5.0, 4.0, 3.5), 120
+    allowed = errors_allowed(count, BOUND, CONFIDENCE)
+
+    broken = 0
+    for _ in range(DRAWS):
+        limit = max(
+            lowest_limit(np.sort(rng.beta(1, shape, count)), allowed, grid) for shape in shapes
+        )
+        broken += any(beta.sf(limit, 1, shape) > BOUND for shape in shapes)
+
+    assert broken / DRAWS <= TOLERATED
+
+
+def test_groups_that_are_equally_hard_keep_the_bound_too() -> None:
+    rng = np.random.default_rng(6)
+    grid, allowed = limits("probability", 18), errors_allowed(120, BOUND, CONFIDENCE)
+
+    limit = [
+        max(lowest_limit(np.sort(rng.beta(1, 6, 120)), allowed, grid) for _ in range(5))
+        for _ in range(DRAWS)
+    ]
+
+    assert (beta.sf(limit, 1, 6) > BOUND).mean() <= TOLERATED
+
+
+def test_whole_fit_keeps_its_bounds_on_draws_of_faces() -> None:
+    rng = np.random.default_rng(7)
+    accepted = refused = 0
+    for _ in range(DRAWS):
+        fitted = fit_gate(crowd(rng, 200, 400), by=["gender"]).policy
+        assert fitted.refuse_under > 0
+        accepted += beta.sf(fitted.accept_from, 1, SKILL) > BOUND
+        refused += beta.cdf(fitted.refuse_under, SKILL, 1) > BOUND
+
+    assert accepted / DRAWS <= TOLERATED
+    assert refused / DRAWS <= TOLERATED
+
+
+def test_limit_is_no_stricter_than_the_promise_needs() -> None:
+    faces = crowd(np.random.default_rng(8), 2000, 500)
+
+    fitted = fit_gate(faces).policy
+
+    assert fitted.threshold is not None
+    assert 0.035 < beta.sf(fitted.threshold, 1, SKILL) < 0.05
+
+
+def test_promise_on_other_faces_is_checked_by_the_report() -> None:
+    fitted = fit_gate(crowd(np.random.default_rng(9), 400, 400), by=["gender"]).policy
+
+    like = measure_gate(crowd(np.random.default_rng(10), 400, 400), fitted, samples=20)
+    unlike = measure_gate(crowd(np.random.default_rng(10), 400, 400, skill=1.2), fitted, samples=20)
+
+    assert "broken" not in {check.verdict for check in like.checks}
+    assert unlike.checks[0].verdict == "broken"
+    assert len(like.checks) == 12  # both errors, two bands, everybody and two genders
+
+
+def test_limit_lies_above_the_score_that_must_not_be_accepted() -> None:
+    grid = limits("probability", 18)
+
+    assert lowest_limit(np.array([0.1, 0.25, 0.5]), 0, grid) == 0.5001
+    assert lowest_limit(np.array([0.1, 0.25, 0.49995]), 0, grid) == 0.5
+    assert lowest_limit(np.array([0.1, 0.25, 0.5]), 1, grid) == 0.2501
+    assert lowest_limit(np.array([0.1]), 1, grid) == 0.0001
+    assert np.isnan(lowest_limit(np.array([0.1, 0.9999]), 0, grid))
+
+
+# --- refusing -------------------------------------------------------------------------------------
+
+
+def easy(minors: int, **labels: Any) -> Any:
+    """So many minors of 15 who are all told, and twenty adults who are too."""
+    count = minors + 20
+    return faces_with(
+        [0.01] * minors + [0.999] * 20, [15] * minors + [40] * 20, female=[0] * count, **labels
+    )
+
+
+def test_with_59_minors_a_bound_of_5_percent_can_be_promised_and_with_58_not() -> None:
+    assert fit_gate(easy(59)).policy.threshold is not None
+
+    with pytest.raises(DataError) as caught:
+        fit_gate(easy(58))
+
+    message = str(caught.value)
+    assert "needs 59 independent faces" in message
+    assert "58  aged 13-17" in message
+    assert "--max-false-accept" in message
+
+
+def test_copies_of_a_face_do_not_make_up_for_faces() -> None:
+    copied = easy(80, clusters=[row // 2 for row in range(80)] + list(range(100, 120)))
+
+    with pytest.raises(DataError, match="40  aged 13-17"):
+        fit_gate(copied)
+
+
+def test_a_group_that_is_too_small_is_named() -> None:
+    faces = replace(easy(100), female_label=np.array([0] * 70 + [1] * 30 + [0] * 20, np.int8))
+
+    fit_gate(faces)
+    with pytest.raises(DataError, match="30  aged 13-17, gender=female"):
+        fit_gate(faces, by=["gender"])
+
+
+def test_labels_across_the_required_age_are_no_minors() -> None:
+    straddling = easy(70, ends=[19] * 70 + [40] * 20)
+
+    with pytest.raises(DataError, match="70 whose label is a range across the required age"):
+        fit_gate(straddling)
+
+
+def test_small_children_cannot_stand_in_for_those_next_to_the_required_age() -> None:
+    toddlers = faces_with([0.01] * 500 + [0.999] * 20, [3] * 500 + [40] * 20)
+
+    with pytest.raises(DataError, match=r"\b0  aged 13-17"):
+        fit_gate(toddlers)
+
+    fit = fit_gate(toddlers, minors=(0, 17))
+    assert any("says little of those just under 18" in note for note in fit.notes)
+
+
+def test_model_that_takes_minors_for_adults_is_refused() -> None:
+    blind = faces_with([1.0] * 100 + [1.0] * 100, [15] * 100 + [40] * 100)
+
+    with pytest.raises(DataError, match=r"no limit keeps the bound.*100 reach even the strictest"):
+        fit_gate(blind)
+
+
+def test_gate_that_would_accept_nobody_is_refused() -> None:
+    unsure = faces_with([0.6] * 100 + [0.55] * 100, [15] * 100 + [40] * 100)
+
+    with pytest.raises(DataError, match="this gate would accept nobody"):
+        fit_gate(unsure)
+
+
+def test_without_adults_there_is_no_price() -> None:
+    with pytest.raises(DataError, match="the price in refusals cannot be shown"):
+        fit_gate(faces_with([0.01] * 100, [15] * 100))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_false_accept": 0.0}, "max_false_accept must be between 0 and 1, got 0"),
+        ({"confidence": 95.0}, "confidence must be between 0 and 1, got 95"),
+        ({"minors": (15, 19)}, "the band minors must rise and stay within 0 to 17"),
+        ({"adults": (17, 20)}, "the band adults must rise and stay within 18 to 100"),
+        ({"by": ["skin"]}, "no column 'skin'"),
+    ],
+)
+def test_wrong_question_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        fit_gate(easy(100), **options)
+
+
+# --- what is counted ------------------------------------------------------------------------------
+
+
+def test_those_next_to_the_required_age_decide_the_limit() -> None:
+    rng = np.random.default_rng(3)
+    hard = crowd(rng, 200, 300)
+    children = faces_with(
+        np.concatenate([hard.age[:, 30], np.zeros(2000)]),
+        np.concatenate([hard.age_min, np.full(2000, 4)]),
+    )
+
+    assert fit_gate(children).policy.threshold == fit_gate(hard).policy.threshold
+    assert fit_gate(children, minors=(0, 17)).policy.accept_from < 0.4  # type: ignore[operator]
+
+
+def test_hardest_group_decides_the_limit() -> None:
+    rng = np.random.default_rng(4)
+    over = np.concatenate([rng.beta(1, 6, 200), rng.beta(1, 2, 200), rng.beta(6, 1, 200)])
+    ages = np.array([15] * 400 + [40] * 200)
+    faces = faces_with(over, ages, groups=["A"] * 200 + ["B"] * 200 + ["A", "B"] * 100)
+
+    apart = fit_gate(faces, by=["race"]).policy
+    together = fit_gate(faces).policy
+    only = fit_gate(faces.take(np.r_[200:600])).policy
+
+    assert apart.threshold == only.threshold
+    assert together.accept_from < apart.accept_from  # type: ignore[operator]
+
+
+def test_worst_face_of_a_cluster_is_the_one_that_counts() -> None:
+    rng = np.random.default_rng(11)
+    over = rng.beta(1, 6, (200, 2))
+    pairs = faces_with(
+        [*over.ravel(), *[0.999] * 50],
+        [15] * 400 + [40] * 50,
+        clusters=[*np.repeat(np.arange(200), 2), *range(200, 250)],
+    )
+    worst = faces_with([*over.max(axis=1), *[0.999] * 50], [15] * 200 + [40] * 50)
+
+    assert fit_gate(pairs).policy.threshold == fit_gate(worst).policy.threshold
+
+
+def test_order_of_the_faces_does_not_matter() -> None:
+    faces = crowd(np.random.default_rng(12), 200, 200)
+    shuffled = faces.take(np.random.default_rng(0).permutation(400))
+
+    assert fit_gate(faces, by=["gender"]).policy == fit_gate(shuffled, by=["gender"]).policy
+
+
+@settings(max_examples=15)
+@given(strict=st.floats(0.02, 0.1), lax=st.floats(0.1, 0.5), seed=st.integers(0, 20))
+def test_stricter_bound_never_gives_a_laxer_limit(strict: float, lax: float, seed: int) -> None:
+    faces = crowd(np.random.default_rng(seed), 200, 200)
+
+    low = fit_gate(faces, max_false_accept=lax).policy
+    high = fit_gate(faces, max_false_accept=strict).policy
+
+    assert high.accept_from >= low.accept_from  # type: ignore[operator]
+
+
+# --- refusing outright ----------------------------------------------------------------------------
+
+
+def test_adults_are_refused_outright_no_more_often_than_promised() -> None:
+    faces = crowd(np.random.default_rng(13), 200, 400)
+
+    policy = fit_gate(faces, max_false_refuse=0.05).policy
+    over, adults = faces.age[:, 18:].sum(axis=1), faces.age_min >= 18
+
+    assert policy.refuse_below is not None
+    assert 0 < policy.refuse_below < policy.accept_from  # type: ignore[operator]
+    assert (over[adults] < policy.refuse_below).sum() <= errors_allowed(adults.sum(), 0.05, 0.95)
+    for ages in ((18, 24), (18, 100)):
+        (promise,) = [
+            one
+            for one in policy.fit.promises  # type: ignore[union-attr]
+            if one.error == "false_refusal" and one.ages == ages
+        ]
+        assert promise.upper <= 0.05
+
+
+def test_worst_face_of_an_adult_is_the_one_that_counts_for_refusals() -> None:
+    rng = np.random.default_rng(17)
+    over = rng.beta(3, 1, (200, 2))
+    minors, ages = rng.beta(1, 3, 100), [15] * 100
+    pairs = faces_with(
+        [*minors, *over.ravel()],
+        [*ages, *[20] * 400],
+        clusters=[*range(100), *np.repeat(np.arange(100, 300), 2)],
+    )
+    worst = faces_with([*minors, *over.min(axis=1)], [*ages, *[20] * 200])
+
+    limits_of = [fit_gate(faces).policy.refuse_below for faces in (pairs, worst)]
+
+    assert limits_of[0] == limits_of[1] != 0.0
+
+
+def test_with_too_few_adults_nobody_is_refused_outright_and_the_fit_says_so() -> None:
+    fit = fit_gate(easy(100))
+
+    assert fit.policy.refuse_under == 0.0
+    assert any("needs 59 faces of each kind" in note for note in fit.notes)
+    assert fit.policy.fit is not None
+    assert {one.error for one in fit.policy.fit.promises} == {"false_acceptance"}
+
+
+def test_highest_refusal_leaves_no_more_than_allowed_below_it() -> None:
+    scores = np.array([0.1, 0.2, 0.30004, 0.4])
+    grid = limits("probability", 18)
+
+    assert highest_refusal(scores, 0, grid) == 0.1
+    assert highest_refusal(scores, 2, grid) == 0.3
+    assert highest_refusal(np.array([0.00001]), 0, grid) == 0.0
+
+
+# --- the policy -----------------------------------------------------------------------------------
+
+
+def test_challenge_rule_fits_a_buffer_age() -> None:
+    rng = np.random.default_rng(14)
+    # The expected age is 10 + 20 P: a fifth of the minors look 18 or over, none 26.
+    faces = faces_with(
+        np.concatenate([rng.uniform(0, 0.5, 300), np.full(200, 0.99)]),
+        np.concatenate([np.full(300, 15), np.full(200, 40)]),
+    )
+
+    policy = fit_gate(faces, rule="challenge").policy
+
+    assert policy.rule == "challenge"
+    assert policy.threshold is None
+    assert policy.challenge_age is not None
+    assert 19.3 < policy.challenge_age < 20.1
+    assert policy.challenge_age == round(policy.challenge_age, 1)
+
+
+def test_base_policy_keeps_its_other_fields() -> None:
+    base = GatePolicy.load("site-18")
+    faces = crowd(np.random.default_rng(15), 100, 100)
+
+    policy = fit_gate(faces, base=base, name="ours").policy
+
+    assert policy.name == "ours"
+    assert policy.token == base.token
+    assert policy.liveness == "challenge"
+    assert policy.model is not None
+    assert policy.model.sha256 == faces.provenance.model_sha256
+    assert policy.require_ready() == policy.model
+    assert policy.fit is not None
+    assert policy.fit.data[0].name == "faces.parquet"
+
+
+def test_fitted_policy_survives_being_written(tmp_path: Any) -> None:
+    policy = fit_gate(crowd(np.random.default_rng(16), 200, 200), by=["gender"]).policy
+
+    policy.save(tmp_path / "policy.toml")
+
+    assert GatePolicy.load(tmp_path / "policy.toml").sha256 == policy.sha256

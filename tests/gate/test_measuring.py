@@ -1,0 +1,273 @@
+"""What a gate does to whom: exact bounds, who is counted, and the figures as NIST defines them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("scipy", reason="needs the 'gate' extra")
+
+from scipy.stats import binom, binomtest
+
+from agelens.errors import ArgumentError
+from agelens.evaluation.scored import ScoredFaces
+from agelens.gate.measuring import (
+    Rate,
+    error_rate,
+    errors_allowed,
+    faces_needed,
+    gate_faces,
+    groups,
+    measure_gate,
+    trade_off,
+    upper_bound,
+    verdict,
+)
+from agelens.gate.policy import GatePolicy
+from evaluation.simulation import normal_masses, scored
+from gate.people import faces_with
+
+
+def policy(**fields: Any) -> GatePolicy:
+    return GatePolicy.from_table({"name": "g", "required_age": 18, "threshold": 0.9, **fields})
+
+
+def sharp(means: Sequence[float], ages: Sequence[int], **labels: Any) -> ScoredFaces:
+    """Faces whose expected age is given, nearly without spread."""
+    count = len(means)
+    return scored(
+        normal_masses(np.array(means, float), np.full(count, 0.01)),
+        np.full(count, 0.5),
+        np.array(ages),
+        np.array(labels.pop("ends", ages)),
+        np.array(labels.pop("female", [0] * count)),
+        intervals=False,
+    )
+
+
+# --- exact bounds ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("errors", "faces"), [(0, 1), (0, 59), (3, 59), (17, 40), (40, 40)])
+def test_interval_is_that_of_an_independent_implementation(errors: int, faces: int) -> None:
+    exact = binomtest(errors, faces).proportion_ci(0.95, "exact")
+
+    assert Rate(errors, faces).interval == pytest.approx((exact.low, exact.high), abs=1e-12)
+
+
+def test_under_the_upper_bound_so_few_errors_come_by_chance_as_seldom_as_promised() -> None:
+    for errors, faces in [(0, 30), (2, 100), (9, 80)]:
+        bound = float(upper_bound(errors, faces, 0.9))
+        assert binom.cdf(errors, faces, bound) == pytest.approx(0.1)
+
+
+def test_without_faces_nothing_is_known() -> None:
+    assert float(upper_bound(0, 0, 0.95)) == 1.0
+    assert Rate(0, 0).interval == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("bound", "confidence", "needed"),
+    [(0.05, 0.95, 59), (0.05, 0.9, 45), (0.01, 0.95, 299), (0.1, 0.95, 29), (0.5, 0.75, 2)],
+)
+def test_faces_needed_are_the_fewest_that_can_show_the_bound(
+    bound: float, confidence: float, needed: int
+) -> None:
+    assert faces_needed(bound, confidence) == needed
+    assert errors_allowed(needed, bound, confidence) == 0
+    assert errors_allowed(needed - 1, bound, confidence) == -1
+
+
+def test_errors_allowed_are_the_most_that_the_binomial_test_rejects() -> None:
+    for faces in (59, 93, 181, 1000):
+        by_hand = max(k for k in range(faces + 1) if binom.cdf(k, faces, 0.05) <= 0.05)
+        assert errors_allowed(faces, 0.05, 0.95) == by_hand
+
+
+def test_faces_of_one_cluster_count_once_and_as_their_worst() -> None:
+    clusters = np.array([0, 0, 0, 1, 2, 2])
+    wrong = np.array([False, True, True, False, False, False])
+
+    assert error_rate(wrong, np.ones(6, bool), clusters) == Rate(1, 3)
+    assert error_rate(wrong, np.array([True] + 5 * [False]), clusters) == Rate(0, 1)
+
+
+# --- who is counted -------------------------------------------------------------------------------
+
+
+def test_labels_across_the_required_age_are_left_out_and_counted() -> None:
+    faces = faces_with([0.1] * 6, [3, 10, 17, 18, 20, -1], ends=[9, 19, 17, 18, 29, -1])
+
+    who = gate_faces(faces, 18)
+
+    assert who.minors.tolist() == [True, False, True, False, False, False]
+    assert who.adults.tolist() == [False, False, False, True, True, False]
+    assert who.left_out == {
+        "no_age_label": 1,
+        "label_straddles": 1,
+        "face_not_found": 0,
+        "not_answered": 0,
+    }
+
+
+def test_faces_that_the_gate_would_not_decide_on_flatter_no_rate() -> None:
+    faces = replace(
+        faces_with([0.1] * 4, [15, 15, 15, 30]),
+        detected=np.array([True, False, True, True]),
+        answered=np.array([True, True, False, True]),
+    )
+
+    who = gate_faces(faces, 18)
+
+    assert who.minors.tolist() == [True, False, False, False]
+    assert (who.left_out["face_not_found"], who.left_out["not_answered"]) == (1, 1)
+
+
+def test_without_a_detector_no_face_counts_as_not_found() -> None:
+    faces = replace(faces_with([0.1], [15]), detected=np.array([False]))
+    without = replace(faces.provenance, options={"detector": "none"})
+
+    assert gate_faces(faces, 18).minors.tolist() == [False]
+    assert gate_faces(replace(faces, provenance=without), 18).minors.tolist() == [True]
+
+
+def test_groups_are_columns_and_their_combinations() -> None:
+    faces = faces_with([0.1] * 4, [15] * 4, female=[0, 1, 1, -1], groups=["A", "A", "B", None])
+
+    found = {name: mask.tolist() for name, mask in groups(faces, ["gender", "race+gender"]).items()}
+
+    assert found == {
+        "all": [True] * 4,
+        "gender=female": [False, True, True, False],
+        "gender=male": [True, False, False, False],
+        "race=A, gender=female": [False, True, False, False],
+        "race=A, gender=male": [True, False, False, False],
+        "race=B, gender=female": [False, False, True, False],
+    }
+
+
+def test_a_column_that_is_not_there_is_named_with_those_that_are() -> None:
+    faces = faces_with([0.1], [15], groups=["A"])
+
+    with pytest.raises(ArgumentError, match=r"no column 'skin' .* there are: gender, race"):
+        groups(faces, ["skin"])
+    with pytest.raises(ArgumentError, match="the column 'gender' is empty"):
+        groups(replace(faces, female_label=np.array([-1], np.int8)), ["gender"])
+
+
+# --- the report -----------------------------------------------------------------------------------
+
+
+def test_decisions_are_counted_by_true_age_and_group() -> None:
+    faces = faces_with(
+        [0.95, 0.5, 0.1, 0.99, 0.5, 0.05],
+        [16, 17, 5, 19, 20, 70],
+        female=[1, 0, 0, 1, 0, 1],
+    )
+
+    report = measure_gate(faces, policy(refuse_below=0.2), samples=20)
+    found = {
+        (one.ages, one.group): (one.accept, one.step_up, one.refuse) for one in report.decisions
+    }
+
+    assert found[(0, 17), "all"] == (Rate(1, 3), Rate(1, 3), Rate(1, 3))
+    assert found[(13, 17), "all"] == (Rate(1, 2), Rate(1, 2), Rate(0, 2))
+    assert found[(13, 17), "gender=female"] == (Rate(1, 1), Rate(0, 1), Rate(0, 1))
+    assert found[(18, 20), "all"] == (Rate(1, 2), Rate(1, 2), Rate(0, 2))
+    assert found[(18, 100), "all"] == (Rate(1, 3), Rate(1, 3), Rate(1, 3))
+    assert found[(60, 100), "gender=female"] == (Rate(0, 1), Rate(0, 1), Rate(1, 1))
+
+
+def test_of_two_pictures_of_one_adult_the_one_that_is_sent_on_counts() -> None:
+    faces = faces_with([0.99, 0.5], [30, 30], clusters=[7, 7])
+
+    report = measure_gate(faces, policy(), samples=20)
+
+    assert report.decisions[0].accept == Rate(0, 1)
+    assert report.decisions[0].step_up == Rate(1, 1)
+
+
+def test_challenge_25_counts_those_of_14_to_17_who_look_25() -> None:
+    faces = sharp([26, 24, 30, 25, 40], [13, 14, 15, 17, 18])
+
+    report = measure_gate(faces, policy(), samples=20)
+
+    assert report.nist["challenge_25"]["all"] == Rate(2, 3)
+
+
+def test_child_bands_count_who_is_taken_for_13_to_16() -> None:
+    faces = sharp([14, 16.4, 17.2, 13, 9, 16, 30], [13, 16, 15, 12, 8, 17, 22])
+
+    report = measure_gate(faces, policy(), samples=20)
+
+    assert report.nist["child_13_16"]["all"] == Rate(2, 3)
+    assert report.nist["child_8_12"]["all"] == Rate(1, 2)
+    assert report.nist["child_17_22"]["all"] == Rate(1, 2)
+
+
+def test_mean_error_is_the_mean_over_cells_and_not_over_faces() -> None:
+    # Nine faces with an error of 1 in one cell, one with an error of 7 in another.
+    faces = sharp([21] * 9 + [32], [20] * 9 + [25], female=[0] * 9 + [1])
+
+    report = measure_gate(faces, policy(), samples=50)
+
+    assert report.nist_mae is not None
+    assert report.nist_mae.value == pytest.approx((1 + 7) / 2, abs=1e-3)
+    assert report.nist_cells == 2
+
+
+def test_price_falls_for_minors_and_rises_for_adults_as_the_limit_rises() -> None:
+    rng = np.random.default_rng(1)
+    faces = faces_with(rng.uniform(size=400), rng.integers(5, 80, 400))
+
+    points = trade_off(faces, "probability", 18, [(0, 17)], fitted=0.8765)
+
+    assert 0.8765 in [point.limit for point in points]
+    minors = [point.false_accept["0-17"] for point in points]
+    adults = [point.not_accepted["25-29"] for point in points]
+    assert minors == sorted(minors, reverse=True)
+    assert adults == sorted(adults)
+    over = faces.age[:, 18:].sum(axis=1)
+    for point in points:
+        accepted = (over >= point.limit)[faces.age_max < 18].mean()
+        assert point.false_accept["0-17"] == pytest.approx(accepted)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (Rate(0, 0), "unknown"),
+        (Rate(5, 100), "below"),
+        (Rate(8, 100), "above"),
+        (Rate(20, 100), "broken"),
+    ],
+)
+def test_a_rate_over_its_bound_is_broken_only_beyond_chance(found: Rate, words: str) -> None:
+    assert verdict(found, 0.05) == words
+
+
+def test_policy_of_another_model_or_calibration_is_not_measured() -> None:
+    faces = faces_with([0.1], [15])
+    fitted = {"name": "other@1", "sha256": "9" * 64, "card_sha256": "1" * 64}
+
+    with pytest.raises(ArgumentError, match=r"fitted for other@1 .* answers are of simulated"):
+        measure_gate(faces, policy(model=fitted))
+    with pytest.raises(ArgumentError, match="calibration included, has changed since"):
+        measure_gate(faces, policy(model={**fitted, "sha256": "0" * 64, "card_sha256": "9" * 64}))
+
+
+def test_report_is_json_without_nan_and_names_what_was_left_out() -> None:
+    faces = faces_with([0.2, 0.99, 0.4], [3, 40, 10], ends=[9, 40, 19])
+
+    wire = json.loads(
+        json.dumps(measure_gate(faces, policy(), samples=20).to_dict(), allow_nan=False)
+    )
+
+    assert wire["counts"]["label_straddles"] == 1
+    assert wire["policy"]["sha256"] == policy().sha256
+    assert wire["nist"]["challenge_25"] == {}

@@ -1,0 +1,259 @@
+"""A gate's policy: what it says it decides, the same way for the same fields."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from agelens import AgeDistribution
+from agelens.errors import ArgumentError
+from agelens.gate.policy import GatePolicy, rule_scores, shipped_policies
+
+HASH = "0123456789abcdef" * 4
+OVERRIDE = {
+    "text": "Trial week in the shop, staff check everybody again.",
+    "name": "A. Keeper",
+    "date": "2026-11-24",
+}
+FULL = f"""
+schema = "agelens.gate-policy/1"
+name = "over-18"
+required_age = 18
+rule = "probability"
+threshold = 0.97
+refuse_below = 0.2
+on_unusable = "retry"
+on_no_face = "refuse"
+on_second_face = "step_up"
+liveness = "challenge"
+retention = "none"
+frames = {{ min = 3, max = 20 }}
+
+[model]
+name = "ours@1.0"
+sha256 = "{HASH}"
+card_sha256 = "{HASH}"
+
+[audit]
+path = "audits/ours.json"
+max_age_days = 90
+
+[override]
+text = "Trial week in the shop, staff check everybody again."
+name = "A. Keeper"
+date = 2026-11-24
+
+[token]
+issuer = "https://gate.example"
+audience = "https://shop.example"
+
+[journal]
+path = "journal.jsonl"
+confidence_steps = [0.0, 0.9]
+
+[fit]
+max_false_accept = 0.05
+confidence = 0.95
+minor_band = [13, 17]
+adult_band = [18, 24]
+by = ["gender"]
+date = 2026-11-20
+agelens = "0.1.0"
+data = [{{ name = "faces.parquet", sha256 = "{HASH}", rows = 10 }}]
+
+[[fit.promises]]
+error = "false_acceptance"
+ages = [13, 17]
+faces = 60
+errors = 0
+upper = 0.049
+"""
+
+
+def table(**fields: Any) -> dict[str, Any]:
+    """The shortest policy, with other fields."""
+    return {"name": "over-18", "required_age": 18, **fields}
+
+
+def surely(age: int) -> AgeDistribution:
+    """All mass on one age."""
+    return AgeDistribution.from_weights(np.eye(101)[age])
+
+
+def between(share: float) -> AgeDistribution:
+    """P(age >= 18) is ``share``: the rest is at 10."""
+    weights = np.zeros(101)
+    weights[10], weights[30] = 1 - share, share
+    return AgeDistribution.from_weights(weights)
+
+
+def test_policy_that_was_written_reads_back_equal(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text(FULL)
+    policy = GatePolicy.load(tmp_path / "policy.toml")
+
+    policy.save(tmp_path / "again.toml")
+
+    assert GatePolicy.load(tmp_path / "again.toml") == policy
+    assert policy.fit is not None
+    assert policy.fit.promises[0].ages == (13, 17)
+
+
+def test_hash_depends_on_the_fields_and_not_on_the_layout(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(FULL)
+    moved = FULL.replace('name = "over-18"\nrequired_age = 18\n', "# a remark\nrequired_age = 18\n")
+    moved = moved.replace('rule = "probability"', 'rule   =   "probability"\nname = "over-18"')
+    (tmp_path / "b.toml").write_text(moved)
+    (tmp_path / "c.toml").write_text(FULL.replace("0.97", "0.96"))
+
+    hashes = [GatePolicy.load(tmp_path / f"{name}.toml").sha256 for name in "abc"]
+
+    assert hashes[0] == hashes[1]
+    assert hashes[0] != hashes[2]
+
+
+def test_every_shipped_policy_says_that_it_has_to_be_fitted() -> None:
+    assert shipped_policies() == ("challenge-25", "shop-18", "site-18")
+    for name in shipped_policies():
+        policy = GatePolicy.load(name)
+        assert policy.name == name
+        assert policy.audit.required
+        with pytest.raises(ArgumentError, match="agelens gate fit MODEL DATA"):
+            policy.require_ready()
+
+
+@pytest.mark.parametrize(
+    ("age", "outcome"),
+    [
+        (between(0.97), "accept"),
+        (between(1.0), "accept"),
+        (between(0.96), "step_up"),
+        (between(0.2), "step_up"),
+        (between(0.19), "refuse"),
+        (between(0.0), "refuse"),
+    ],
+)
+def test_probability_rule_accepts_from_its_threshold_and_refuses_below_the_other(
+    age: AgeDistribution, outcome: str
+) -> None:
+    # A hair under what float32 makes of 0.97 and 0.2.
+    policy = GatePolicy.from_table(table(threshold=0.97 - 1e-6, refuse_below=0.2 - 1e-6))
+
+    assert policy.outcome(age) == outcome
+
+
+@pytest.mark.parametrize(
+    ("age", "outcome"),
+    [(25, "accept"), (60, "accept"), (24, "step_up"), (12, "step_up"), (11, "refuse")],
+)
+def test_challenge_rule_compares_the_expected_age(age: int, outcome: str) -> None:
+    policy = GatePolicy.from_table(table(rule="challenge", challenge_age=25, refuse_under_age=12))
+
+    assert policy.outcome(surely(age)) == outcome
+
+
+def test_without_a_lower_limit_nobody_is_refused() -> None:
+    policy = GatePolicy.from_table(table(threshold=0.9))
+
+    assert policy.outcome(surely(3)) == "step_up"
+
+
+def test_abstention_has_no_outcome() -> None:
+    policy = GatePolicy.from_table(table(threshold=0.9))
+
+    with pytest.raises(ArgumentError, match="on_unusable"):
+        policy.outcome(AgeDistribution.unknown())
+
+
+def test_a_face_without_estimate_is_never_accepted_or_refused() -> None:
+    policy = GatePolicy.from_table(table(threshold=0.9, refuse_below=0.5))
+
+    assert policy.outcomes(np.full((1, 101), np.nan)) == ["step_up"]
+
+
+@given(
+    weights=st.lists(st.floats(0, 1), min_size=101, max_size=101).filter(lambda w: sum(w) > 0.1),
+    age=st.integers(1, 100),
+)
+def test_what_the_rules_compare_is_what_the_results_say(weights: list[float], age: int) -> None:
+    one = AgeDistribution.from_weights(weights)
+
+    (over,) = rule_scores(one.probabilities[None], "probability", age)
+    (mean,) = rule_scores(one.probabilities[None], "challenge", age)
+
+    assert over == pytest.approx(one.probability_at_least(age), abs=1e-6)
+    assert mean == pytest.approx(one.mean, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"threshhold": 0.9}, "threshhold: unknown key; did you mean threshold?"),
+        ({"frames": {"mim": 1}}, "frames.mim: unknown key; did you mean frames.min?"),
+        ({"required_age": "18"}, "required_age: expected a whole number, found '18' (str)"),
+        ({"required_age": 0}, "required_age: input should be greater than or equal to 1, found 0"),
+        ({"rule": "guess"}, "rule: expected one of 'probability' or 'challenge', found 'guess'"),
+        ({"retention": "faces"}, "retention: expected one of 'none', found 'faces'"),
+        ({"on_no_face": "accept"}, "on_no_face: expected one of 'step_up', 'refuse' or 'retry'"),
+        ({"schema": "agelens.gate-policy/2"}, "schema: expected one of 'agelens.gate-policy/1'"),
+        ({"challenge_age": 25.0}, "challenge_age does not go with rule = 'probability'"),
+        ({"threshold": 0.5, "refuse_below": 0.6}, "nothing would lie between refusing under 0.6"),
+        (
+            {"rule": "challenge", "challenge_age": 17.0},
+            "challenge_age must be the required age (18) or more, got 17",
+        ),
+        ({"frames": {"min": 9, "max": 3}}, "frames: min must not be over max, got 9 and 3"),
+        ({"liveness": "challenge", "frames": {"max": 1}}, "liveness = 'challenge' needs several"),
+        ({"audit": {"required": False}}, "audit.required = false needs an [override]"),
+        ({"override": {**OVERRIDE, "text": "ok"}}, "override.text: string should have at least 20"),
+        ({"override": {**OVERRIDE, "date": "soon"}}, "override.date"),
+        ({"journal": {"confidence_steps": [0.5, 0.5]}}, "confidence_steps must rise"),
+        ({"model": {"name": "x", "sha256": "12", "card_sha256": HASH}}, "model.sha256"),
+    ],
+)
+def test_wrong_policy_is_refused_with_the_key_that_is_wrong(
+    fields: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ArgumentError) as caught:
+        GatePolicy.from_table(table(**fields), where="policy.toml")
+
+    assert message in str(caught.value)
+    assert str(caught.value).startswith("policy.toml: ")
+
+
+def test_an_override_opens_without_an_audit() -> None:
+    policy = GatePolicy.from_table(table(audit={"required": False}, override=OVERRIDE))
+
+    assert policy.override is not None
+    assert policy.override.name == "A. Keeper"
+    assert policy.override.date.isoformat() == "2026-11-24"
+
+
+def test_missing_file_and_text_that_is_no_toml_are_told_apart(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("name = ")
+
+    with pytest.raises(ArgumentError, match=r"no such policy; give the path .* shop-18"):
+        GatePolicy.load(tmp_path / "none.toml")
+    with pytest.raises(ArgumentError, match=r"bad\.toml: not valid TOML"):
+        GatePolicy.load(tmp_path / "bad.toml")
+
+
+def test_changed_policy_is_checked_as_a_whole() -> None:
+    policy = GatePolicy.from_table(table(threshold=0.9))
+
+    assert policy.changed(threshold=0.95).threshold == 0.95
+    assert policy.changed(refuse_below=0.1).threshold == 0.9
+    with pytest.raises(ArgumentError, match="nothing would lie between"):
+        policy.changed(refuse_below=0.95)
+
+
+def test_policy_cannot_be_altered_after_it_was_read() -> None:
+    policy = GatePolicy.from_table(table(threshold=0.9))
+
+    with pytest.raises(ValidationError, match="frozen"):
+        policy.threshold = 0.1
