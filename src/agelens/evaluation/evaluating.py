@@ -230,7 +230,7 @@ def evaluate(
         agelens=__version__,
         provenance=provenance_dict(faces.provenance),
         settings={"samples": samples, "seed": seed, "level": LEVEL},
-        faces=_counts(faces),
+        faces=face_counts(faces),
         metrics=metrics,
         answered=measure(faces.take(faces.answered), draws=draws[:, faces.answered]),
         groups=groups,
@@ -258,7 +258,8 @@ def _figures(wire: Mapping[str, Any]) -> Figures:
     return {name: Estimate.from_dict(estimate) for name, estimate in wire.items()}
 
 
-def _counts(faces: ScoredFaces) -> dict[str, int]:
+def face_counts(faces: ScoredFaces) -> dict[str, int]:
+    """How many faces there are, with which labels and answers."""
     labelled = faces.age_min != UNKNOWN
     exact = labelled & (faces.age_min == faces.age_max)
     return {
