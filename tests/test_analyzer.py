@@ -109,7 +109,7 @@ def test_one_call_finds_a_face_and_tells_age_and_gender() -> None:
     x0, y0, x1, y1 = face.box
     assert (analysis.path, analysis.width, analysis.height) == (path, 512, 512)
     assert analysis.ok
-    assert analysis.model.startswith("cc0@")
+    assert analysis.model.startswith("agelens-s@")
     assert all(x0 < x < x1 and y0 < y < y1 for x, y in EYES_NOSE_MOUTH["astronaut"])
     assert face.landmarks is not None
     assert np.abs(face.landmarks - EYES_NOSE_MOUTH["astronaut"]).max() < 8

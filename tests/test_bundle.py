@@ -89,7 +89,10 @@ FULL = card_of(
         "age_temperature": 1.5, "age_smoothing": [2.0, 0.1], "gender_temperature": 2.0,
         "gender_bias": -0.2, "gender_threshold": 0.75, "data": "2,000 faces",
         "coverage": [
-            {"low": 0.0, "high": 101.0, "levels": [0.0, 0.5, 1.0], "masses": [0.0, 0.6, 1.0]}
+            {
+                "low": 0.0, "high": 101.0, "levels": [0.0, 0.5, 1.0], "masses": [0.0, 0.6, 1.0],
+                "older": [{"start": 18, "masses": [0.0, 0.7, 1.0]}],
+            }
         ],
     },
     training_data=[
@@ -514,8 +517,8 @@ def test_a_session_uses_the_providers_that_are_there() -> None:
 # --- finding and listing --------------------------------------------------------------------------
 
 
-def test_the_default_model_is_the_bundled_cc0(home: Path) -> None:
-    assert find_model().card.name == find_model("default").card.name == "cc0"
+def test_the_default_model_is_our_own(home: Path) -> None:
+    assert find_model().card.name == find_model("default").card.name == "agelens-s"
     assert find_model("cc0").card.licence_class == "commercial"
 
 
@@ -601,7 +604,7 @@ def test_a_broken_card_of_the_user_does_not_take_the_bundled_models_away(home: P
     folder.mkdir(parents=True)
     (folder / "broken.toml").write_text("name = ")
 
-    assert find_model("default").card.name == "cc0"
+    assert find_model("default").card.name == "agelens-s"
 
 
 # --- adding: whole or not at all ------------------------------------------------------------------

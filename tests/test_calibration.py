@@ -5,39 +5,34 @@ from __future__ import annotations
 import bisect
 import itertools
 import math
-from collections.abc import Callable
 from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
 
+from age_shapes import AGES, Floats, Row, distributions, slow_normal
 from agelens.bundle import AgeOutput, CalibrationFields, CoverageBand, GenderOutput
 from agelens.calibration import (
     Calibrator,
+    Criterion,
     calibrate_age,
     calibrate_gender,
     censored_nll,
-    conformal_table,
     decode_age,
     decode_gender,
     draw_ages,
     fit_age,
     fit_gender,
-    masses_needed,
 )
 from agelens.errors import ArgumentError, ModelError
 from agelens.estimation import RawOutputs
-from agelens.results import AgeDistribution, Coverage
+from agelens.results import AgeDistribution
 
-Floats = NDArray[np.float64]
-Row = list[float]
-
-AGES = range(101)
 UNCALIBRATED = CalibrationFields()
 
 
@@ -58,17 +53,6 @@ def slow_softmax(row: Floats) -> Row:
 
 def slow_sigmoid(value: float) -> float:
     return 1 / (1 + math.exp(-value)) if value > 0 else 1 - 1 / (1 + math.exp(value))
-
-
-def slow_normal(mean: float, std: float) -> Row:
-    """Mass of each age under a normal distribution, one age at a time."""
-
-    def below(x: float) -> float:
-        return 0.5 * math.erfc((mean - x) / (std * math.sqrt(2)))
-
-    masses = [below(age + 0.5) - below(age - 0.5) for age in AGES]
-    masses[0], masses[100] = below(0.5), 1 - below(99.5)
-    return masses
 
 
 # --- decoding ages --------------------------------------------------------------------------------
@@ -287,23 +271,6 @@ def test_a_gender_output_that_is_no_sigmoid_contradicts_its_card(value: float) -
 # --- applying -------------------------------------------------------------------------------------
 
 
-few = st.integers(1, 4)
-
-
-@st.composite
-def distributions(draw: st.DrawFn, rows: st.SearchStrategy[int] = few) -> Floats:
-    """Smooth, ragged and one-age shapes."""
-    count = draw(rows)
-    kinds = draw(st.lists(st.sampled_from("nrs"), min_size=count, max_size=count))
-    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    shapes: dict[str, Callable[[], Floats]] = {
-        "n": lambda: np.array(slow_normal(rng.uniform(0, 100), rng.uniform(0.5, 20))),
-        "r": lambda: rng.dirichlet(np.full(101, 0.2)),
-        "s": lambda: np.eye(101)[rng.integers(101)],
-    }
-    return np.array([shapes[kind]() for kind in kinds])
-
-
 def entropy(rows: Floats) -> Floats:
     result: Floats = -(rows * np.log(np.maximum(rows, 1e-300))).sum(axis=1)
     return result
@@ -463,136 +430,6 @@ def test_no_faces_give_no_results() -> None:
     assert calibrator.genders(raw) == []
 
 
-# --- conformal tables -----------------------------------------------------------------------------
-
-
-@settings(max_examples=60)
-@given(distributions(st.just(1)), st.integers(0, 100))
-def test_the_mass_needed_is_the_smallest_whose_interval_contains_the_age(
-    probabilities: Floats, age: int
-) -> None:
-    distribution = AgeDistribution(probabilities[0].astype(np.float32))
-
-    def contains(mass: float) -> bool:
-        low, high = distribution.interval(mass)
-        return low <= age <= high
-
-    needed = float(masses_needed(probabilities, np.array([age]))[0])
-
-    grid = np.linspace(0, 1, 401)
-    inside = [contains(float(mass)) for mass in grid]
-    assert inside == sorted(inside)  # once inside, always inside
-    smallest = float(grid[inside.index(True)])
-    assert smallest - 1 / 400 - 1e-5 <= needed <= smallest + 1e-5
-    assert contains(min(1.0, needed + 1e-5))
-    assert needed < 1e-5 or not contains(needed - 1e-5)
-
-
-@given(
-    st.lists(st.floats(0, 1), min_size=1, max_size=60),
-    st.lists(st.floats(0.01, 0.99), min_size=1, max_size=6, unique=True),
-)
-def test_a_table_holds_the_split_conformal_quantiles(needed: Row, inner: Row) -> None:
-    levels = [0.0, *sorted(inner), 1.0]
-
-    table = conformal_table(np.array(needed), levels)
-
-    assert table.levels == tuple(levels)
-    for level, mass in zip(levels[1:-1], table.masses[1:-1], strict=True):
-        enough = math.ceil((len(needed) + 1) * level)
-        smallest = next((v for v in sorted(needed) if sum(n <= v for n in needed) >= enough), 1.0)
-        assert smallest <= mass <= smallest + 1e-5 or mass == smallest == 1
-
-
-@pytest.mark.parametrize("age", [33, 38, 42, 47, 55])
-def test_the_faces_a_table_was_fitted_on_are_inside_their_intervals(age: int) -> None:
-    """The mass that is just needed leaves the age just outside; the table has a little more."""
-    distribution = AgeDistribution.from_normal(40, 5)
-    rows = np.tile(distribution.probabilities.astype(np.float64), (60, 1))
-    table = conformal_table(masses_needed(rows, np.full(60, age)))
-
-    low, high = AgeDistribution(distribution.probabilities, coverage=table).interval(0.9)
-
-    assert low <= age <= high
-    assert age in (low, high)
-
-
-def test_a_table_of_too_few_faces_gives_the_whole_range_for_a_high_level() -> None:
-    table = conformal_table(np.linspace(0.1, 0.8, 8))
-
-    assert table.inner(0.95) == 1.0
-    age = AgeDistribution(AgeDistribution.from_normal(30, 3).probabilities, coverage=table)
-    assert age.interval(0.95) == (0, 100)
-
-
-def simulated(count: int, seed: int, *, narrowed: float, shift: float) -> tuple[Floats, Any]:
-    """Distributions of a model, and ages drawn from the true ones.
-
-    The model's spread is the true one divided by ``narrowed``; its mean is too high by ``shift``.
-    """
-    rng = np.random.default_rng(seed)
-    means, stds = rng.uniform(8, 75, count), rng.uniform(3, 9, count)
-    ages = np.clip(np.round(rng.normal(means, stds)), 0, 100).astype(np.intp)
-    model = [
-        slow_normal(mean + shift, std / narrowed) for mean, std in zip(means, stds, strict=True)
-    ]
-    return np.array(model), ages
-
-
-def coverage_rate(probabilities: Floats, ages: Any, table: Coverage | None, level: float) -> float:
-    hits = 0
-    for row, age in zip(probabilities, ages, strict=True):
-        low, high = AgeDistribution(row.astype(np.float32), coverage=table).interval(level)
-        hits += low <= age <= high
-    return hits / len(ages)
-
-
-MODELS = {
-    "calibrated": {"narrowed": 1.0, "shift": 0.0},
-    "too sure": {"narrowed": 2.5, "shift": 0.0},
-    "too unsure": {"narrowed": 0.5, "shift": 0.0},
-    "too old": {"narrowed": 1.3, "shift": 6.0},
-}
-
-
-@cache
-def split(name: str) -> tuple[Coverage, Floats, Any]:
-    """A table fitted on one half, and the other half."""
-    table = conformal_table(masses_needed(*simulated(1500, 1, **MODELS[name])))
-    return table, *simulated(2500, 2, **MODELS[name])
-
-
-@pytest.mark.parametrize("level", [0.5, 0.8, 0.88, 0.9, 0.95])
-@pytest.mark.parametrize("name", MODELS)
-def test_intervals_hold_their_level_on_fresh_faces(name: str, level: float) -> None:
-    table, fresh, ages = split(name)
-
-    rate = coverage_rate(fresh, ages, table, level)
-
-    error = math.sqrt(level * (1 - level) * (1 / 1500 + 1 / 2500))
-    assert rate >= level - 3 * error
-    assert rate <= level + 0.09 + 3 * error  # whole years hold a little more
-
-
-@pytest.mark.parametrize("name", ["too sure", "too old"])
-def test_without_a_table_a_bad_model_does_not_hold_its_level(name: str) -> None:
-    _, fresh, ages = split(name)
-
-    assert coverage_rate(fresh, ages, None, 0.9) < 0.8
-
-
-def test_a_calibrated_model_s_table_changes_little() -> None:
-    table = split("calibrated")[0]
-
-    # Whole years need a little less than the mass of the same name.
-    np.testing.assert_allclose(table.masses, table.levels, atol=0.1)
-    assert all(mass <= level + 0.04 for level, mass in zip(*table_rows(table), strict=True))
-
-
-def table_rows(table: Coverage) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    return table.levels[:-1], table.masses[:-1]
-
-
 # --- fitting --------------------------------------------------------------------------------------
 
 
@@ -679,18 +516,85 @@ def test_range_labels_alone_are_enough_to_fit() -> None:
     assert 1.4 <= fields.age_temperature <= 2.9
 
 
-def test_bands_of_few_faces_share_the_table_of_all() -> None:
-    rng = np.random.default_rng(7)
-    means = np.concatenate([rng.uniform(32, 42, 60), rng.uniform(70, 80, 5)])
-    ages = np.round(rng.normal(means, 4)).astype(np.intp)
-    model = np.array([slow_normal(mean, 4) for mean in means])
+def test_the_squared_distance_of_the_cumulative_probabilities_recovers_the_temperature_too() -> (
+    None
+):
+    _, probabilities, ages = fitted_sharpened()
 
-    fields = fit_age(model, ages, ages, bands=(0, 30, 60), min_rows=50)
+    fields = fit_age(probabilities, ages, ages, criterion="crps")
 
-    young, middle, old = fields.coverage
-    assert [(b.low, b.high) for b in fields.coverage] == [(0, 30), (30, 60), (60, 101)]
-    assert young.masses == old.masses
-    assert len(middle.masses) == len(old.masses)
+    assert 1.4 <= fields.age_temperature <= 2.9
+
+
+def slow_crps(row: Floats, low: int, high: int) -> float:
+    """Outside of the label: below it no probability is wanted, from its last age on all of it."""
+    return math.fsum(
+        math.fsum(row[: age + 1]) ** 2
+        if age < low
+        else (1 - math.fsum(row[: age + 1])) ** 2
+        if age >= high
+        else 0.0
+        for age in AGES
+    )
+
+
+@pytest.mark.parametrize("criterion", ["nll", "crps"])
+def test_the_chosen_shape_has_the_least_score_around_it(criterion: Criterion) -> None:
+    """By direct sums, on exact ages and ranges."""
+    probabilities, ages = sharpened(120, 1.6, seed=11)
+    exact = np.arange(120) % 2 == 1
+    low = np.where(exact, ages, np.maximum(ages - 4, 0))
+    high = np.where(exact, ages, np.minimum(ages + 4, 100))
+
+    def score(fields: CalibrationFields) -> float:
+        rows = calibrate_age(probabilities, fields)
+        if criterion == "nll":
+            return 120 * censored_nll(rows, low, high)
+        return math.fsum(slow_crps(*each) for each in zip(rows, low, high, strict=True))
+
+    # One band of ages: every face then counts the same.
+    fields = fit_age(probabilities, low, high, criterion=criterion, age_bands=(0,))
+
+    best = score(fields)
+    at_zero, a_year = fields.age_smoothing
+    for factor, step in ((1 / 1.122, 0), (1.122, 0), (1, 0.25), (1, -0.25)):
+        moved = {
+            "age_temperature": fields.age_temperature * factor,
+            "age_smoothing": (max(at_zero + step, 0.0), a_year),
+        }
+        assert score(fields.model_copy(update=moved)) >= best - 0.01
+
+
+@pytest.mark.parametrize("criterion", ["nll", "crps"])
+def test_a_sharp_model_that_is_right_is_not_widened(criterion: Criterion) -> None:
+    rng = np.random.default_rng(13)
+    at, shares = rng.integers(5, 90, 600), np.array([0.15, 0.7, 0.15])
+    model = np.zeros((600, 101))
+    for step, share in zip((-1, 0, 1), shares, strict=True):
+        model[np.arange(600), at + step] = share
+    ages = at + rng.choice([-1, 0, 1], 600, p=shares)
+
+    fields = fit_age(model, ages, ages, criterion=criterion)
+
+    assert calibrate_age(model, fields)[np.arange(600), at].mean() == pytest.approx(0.7, abs=0.08)
+
+
+def test_a_few_babies_count_more_than_their_number() -> None:
+    """The likelihood weighs bands of age by the square root of their size.
+
+    The model is right about adults and far too sure of babies; one smoothing has to serve both.
+    """
+    rng = np.random.default_rng(12)
+    means = np.concatenate([rng.uniform(25, 60, 900), rng.uniform(4, 8, 64)])
+    spread = np.where(np.arange(964) < 900, 2.0, 5.0)
+    ages = np.clip(np.round(rng.normal(means, spread)), 0, 100).astype(np.intp)
+    model = np.array([slow_normal(m, 2.0 if m > 20 else 0.7) for m in means])
+
+    def loss(age_bands: tuple[int, ...]) -> float:
+        fields = fit_age(model, ages, ages, age_bands=age_bands)
+        return censored_nll(calibrate_age(model[900:], fields), ages[900:], ages[900:])
+
+    assert loss((0, 20)) < loss((0,)) - 0.1
 
 
 def test_fitting_twice_gives_the_same() -> None:

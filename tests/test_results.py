@@ -22,6 +22,7 @@ from agelens.results import (
     Coverage,
     Face,
     GenderEstimate,
+    OlderAges,
     Quality,
     age_group_starts,
     analysis_json_schema,
@@ -43,11 +44,13 @@ def distributions(draw: st.DrawFn) -> AgeDistribution:
 
 @st.composite
 def coverages(draw: st.DrawFn) -> Coverage:
+    """One table, or one for each of up to four bands of age."""
     inner = sorted(draw(st.lists(st.floats(0.01, 0.99), min_size=1, max_size=5, unique=True)))
-    masses = sorted(
-        draw(st.lists(st.floats(0, 1), min_size=len(inner) + 2, max_size=len(inner) + 2))
-    )
-    return Coverage((0.0, *inner, 1.0), tuple(masses))
+    count = len(inner) + 2
+    rows = st.lists(st.floats(0, 1), min_size=count, max_size=count).map(sorted).map(tuple)
+    starts = sorted(draw(st.lists(st.integers(1, 100), max_size=3, unique=True)))
+    older = tuple(OlderAges(start, draw(rows)) for start in starts)
+    return Coverage((0.0, *inner, 1.0), draw(rows), older)
 
 
 ages = st.integers(-5, 130)
@@ -175,6 +178,74 @@ def test_a_coverage_table_widens_the_interval() -> None:
 
     assert wide.interval(0.9) == plain.interval(0.99)
     assert wide.interval(1) == AgeInterval(0, 100)
+
+
+@given(distributions(), levels)
+def test_an_age_is_held_by_the_mass_of_its_own_band_and_the_ages_between_too(
+    age: AgeDistribution, level: float
+) -> None:
+    plain = AgeDistribution(age.probabilities)
+    held = {int(age.median)}
+    for band in age.coverage.bands(level) if age.coverage is not None else ():
+        low, high = plain.interval(band.mass)
+        held |= {one for one in range(band.low, band.high + 1) if low <= one <= high}
+
+    found = age.interval(level)
+
+    if age.coverage is None:
+        assert found == plain.interval(level)
+    else:
+        assert found == (min(held), max(held))
+
+
+def test_children_can_be_held_further_than_adults() -> None:
+    plain = AgeDistribution.from_normal(30, 6)
+    one = Coverage((0.0, 0.9, 1.0), (0.0, 0.8, 1.0))
+    young = Coverage((0.0, 0.9, 1.0), (0.0, 0.99, 1.0), (OlderAges(20, (0.0, 0.8, 1.0)),))
+
+    wide = AgeDistribution(plain.probabilities, coverage=young).interval(0.9)
+
+    assert AgeDistribution(plain.probabilities, coverage=one).interval(0.9) == (22, 38)
+    assert wide == (15, 38)
+
+
+def test_a_table_of_one_band_has_the_wire_form_of_two_rows() -> None:
+    wire = AgeDistribution(
+        AgeDistribution.from_normal(30, 4).probabilities,
+        coverage=Coverage((0, 0.5, 1), (0, 0.4, 1)),
+    ).to_dict(distribution=True)
+
+    assert wire["coverage"] == [[0, 0.5, 1], [0, 0.4, 1]]
+
+
+def test_the_wire_form_adds_a_row_for_each_older_band() -> None:
+    table = Coverage((0.0, 0.5, 1.0), (0.0, 0.4, 1.0), (OlderAges(13, (0.0, 0.6, 1.0)),))
+
+    rows = json.loads(json.dumps(table.to_rows()))
+
+    assert rows == [[0, 0.5, 1], [0, 0.4, 1], [13, 0, 0.6, 1]]
+    assert Coverage.from_rows(rows) == table
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([[0, 1]], "got 1 rows"),
+        ([[0, 1], [0, 1], []], "got 3 rows"),
+        ([[0, 1], [0, 1], [13.5, 0, 1]], "got 3 rows"),
+        ([[0, 1], [0, 0.5, 1]], "got 2 and 3"),
+        ([[0, 1], [0, 1], [13, 0, 0.5, 1]], "got 2 and 3"),
+        ([[0, 1], [0, 1], [13, 0, 1], [13, 0, 1]], "rising ages"),
+        ([[0, 1], [0, 1], [0, 0, 1]], "rising ages"),
+        ([[0, 1], [0, 1], [101, 0, 1]], "rising ages"),
+        ([[0, 1], [0, 1], [13, 1, 0]], "must not fall"),
+        ([[0, 1], [0, float("nan")]], "must not fall"),
+        ([[0.1, 1], [0, 1]], "rise from 0 to 1"),
+    ],
+)
+def test_what_is_no_coverage_table_is_refused(rows: list[list[float]], message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        Coverage.from_rows(rows)
 
 
 @pytest.mark.parametrize(

@@ -29,13 +29,13 @@ from agelens.errors import (
     ModelError,
     ModelNotFound,
 )
-from agelens.results import Coverage, age_group_starts
+from agelens.results import Coverage, OlderAges, age_group_starts
 
 if TYPE_CHECKING:
     import onnxruntime
 
 CARD_SCHEMA: Final = "agelens.card/1"
-DEFAULT_MODEL: Final = "cc0"
+DEFAULT_MODEL: Final = "agelens-s"
 HOME_VARIABLE: Final = "AGELENS_HOME"
 
 _REPLACED: Final = ".replaced"
@@ -143,13 +143,29 @@ class GenderOutput(_Strict):
     female_index: int = Field(default=0, ge=0, le=1)
 
 
+class OlderMasses(_Strict):
+    """Masses for the ages from ``start`` on, up to the next start; see ``results.Coverage``."""
+
+    start: int = Field(ge=1, le=100)
+    masses: tuple[Probability, ...]
+
+
 class CoverageBand(_Strict):
-    """Conformal table for predicted mean ages from ``low`` to under ``high``."""
+    """Conformal tables for predicted mean ages from ``low`` to under ``high``.
+
+    Attributes:
+        low: First predicted mean age.
+        high: First one beyond.
+        levels: Nominal levels, from 0 to 1.
+        masses: Central mass for each level; with ``older``, for the youngest ages.
+        older: Tables for the ages from a start on.
+    """
 
     low: float
     high: float
     levels: tuple[Probability, ...]
     masses: tuple[Probability, ...]
+    older: tuple[OlderMasses, ...] = ()
 
     @model_validator(mode="after")
     def _is_a_table(self) -> CoverageBand:
@@ -160,7 +176,24 @@ class CoverageBand(_Strict):
 
     def table(self) -> Coverage:
         """As the results carry it."""
-        return Coverage(self.levels, self.masses)
+        older = tuple(OlderAges(band.start, band.masses) for band in self.older)
+        return Coverage(self.levels, self.masses, older)
+
+
+class CalibrationFile(_Strict):
+    """One file of faces that a calibration was fitted on.
+
+    Attributes:
+        name: Its name, without a folder.
+        sha256: Of its content.
+        faces: Faces of it that have an answer.
+        licence_class: What the terms of its data sets allow; None when they are not known.
+    """
+
+    name: str
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    faces: int = Field(ge=0)
+    licence_class: LicenceClass | None = None
 
 
 class CalibrationFields(_Strict):
@@ -174,7 +207,10 @@ class CalibrationFields(_Strict):
         gender_bias: Added to the logit of female after the division.
         gender_threshold: Probability that a gender label needs.
         coverage: Tables for the intervals, by band of predicted mean age.
-        data: What it was fitted on.
+        data: What it was fitted on, in words.
+        files: What it was fitted on, by hash.
+        group_column: Column by which the worst group was given its level; empty without.
+        date: Day of the fit, as 2025-01-31; empty when not known.
     """
 
     age_temperature: float = Field(default=1.0, gt=0)
@@ -184,6 +220,9 @@ class CalibrationFields(_Strict):
     gender_threshold: float = Field(default=0.5, ge=0.5, le=1)
     coverage: tuple[CoverageBand, ...] = ()
     data: str = ""
+    files: tuple[CalibrationFile, ...] = ()
+    group_column: str = ""
+    date: str = Field(default="", pattern=r"^(\d{4}-\d{2}-\d{2})?$")
 
 
 class TrainingData(_Strict):
@@ -236,6 +275,12 @@ class ModelCard(_Strict):
             raise ValueError(
                 f"licence_class is 'commercial', but {research[0]} among the training_data is for "
                 "research only"
+            )
+        fitted = [f.name for f in self.calibration.files if f.licence_class == "research"]
+        if fitted and self.licence_class == "commercial":
+            raise ValueError(
+                f"licence_class is 'commercial', but {fitted[0]}, on which it is calibrated, is "
+                "for research only"
             )
         return self
 
@@ -312,6 +357,11 @@ class Bundle:
         """
         for file in self.card.files:
             self.read(file.role)
+
+    def absent_packages(self) -> tuple[str, ...]:
+        """Names of the packages that carry weights of this model and are not installed."""
+        carriers = dict.fromkeys(file.distribution for file in self.card.files)
+        return tuple(name for name in carriers if name is not None and not _is_installed(name))
 
     def size_bytes(self) -> int:
         """Size of all weights files."""
@@ -527,6 +577,14 @@ def _insightface_bundle(folder: Path) -> Bundle:
 
 
 # --- files and sessions ---------------------------------------------------------------------------
+
+
+def _is_installed(distribution: str) -> bool:
+    try:
+        metadata.distribution(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def find_packaged_file(distribution: str, name: str) -> Path:

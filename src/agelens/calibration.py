@@ -7,15 +7,27 @@ card has fitted (temperature, smoothing, conformal tables); ``fit_*`` make it fr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
-from typing import Final
+from functools import cache, partial
+from typing import Any, Final, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from agelens.bundle import AgeOutput, CalibrationFields, CoverageBand, GenderOutput, ModelCard
+from agelens.conformal import (
+    AGE_BAND_STARTS,
+    CONFIDENCE,
+    KNOTS,
+    MEAN_BAND_STARTS,
+    MIN_BAND_FACES,
+    MIN_FACES,
+    TablePlan,
+    fit_tables,
+    joined_starts,
+    place_in,
+)
 from agelens.errors import ArgumentError, ModelError
 from agelens.estimation import RawOutputs
 from agelens.results import (
@@ -190,12 +202,7 @@ class Calibrator:
 
     def ages(self, raw: RawOutputs) -> list[AgeDistribution]:
         """One calibrated distribution a row."""
-        probabilities = calibrate_age(decode_age(raw.age, self.age), self.fields)
-        means = probabilities @ np.arange(AGE_COUNT)
-        return [
-            AgeDistribution(row.astype(np.float32), coverage=_coverage(mean, self.fields.coverage))
-            for row, mean in zip(probabilities, means, strict=True)
-        ]
+        return distributions(calibrate_age(decode_age(raw.age, self.age), self.fields), self.fields)
 
     def genders(self, raw: RawOutputs) -> list[GenderEstimate] | None:
         """One calibrated estimate a row, or None when the model has no gender output."""
@@ -204,6 +211,15 @@ class Calibrator:
         female = calibrate_gender(decode_gender(raw.gender, self.gender), self.fields)
         threshold = self.fields.gender_threshold
         return [GenderEstimate(float(value), threshold) for value in female]
+
+
+def distributions(calibrated: Floats, fields: CalibrationFields) -> list[AgeDistribution]:
+    """Calibrated probabilities (N, 101) as results, each with the conformal table of its band."""
+    means = calibrated @ np.arange(AGE_COUNT)
+    return [
+        AgeDistribution(row.astype(np.float32), coverage=_coverage(mean, fields.coverage))
+        for row, mean in zip(calibrated, means, strict=True)
+    ]
 
 
 def calibrate_age(probabilities: Floats, fields: CalibrationFields) -> Floats:
@@ -263,12 +279,12 @@ def _coverage(mean: float, bands: Sequence[CoverageBand]) -> Coverage | None:
 # --- fit ------------------------------------------------------------------------------------------
 
 _TEMPERATURES: Final = tuple(np.round(np.geomspace(0.5, 4.0, 19), 4).tolist())
-_SMOOTHING_AT_ZERO: Final = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0)
-_SMOOTHING_A_YEAR: Final = (0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.13, 0.16, 0.2)
-_LEVELS: Final = (0.0, 0.1, 0.25, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.975, 0.99, 1.0)
+_SMOOTHING_AT_ZERO: Final = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 2.5, 3.0)
+_SMOOTHING_A_YEAR: Final = tuple(round(0.02 * step, 2) for step in range(11))
 _ROWS_AT_ONCE: Final = 4096
+_ROWS_FOR_SHAPE: Final = 20_000
 _OLDEST: Final = 130
-DEFAULT_BANDS: Final = (0, 10, 20, 30, 45, 60)
+Criterion = Literal["nll", "crps"]
 
 
 def fit_age(
@@ -276,84 +292,195 @@ def fit_age(
     age_min: NDArray[np.integer],
     age_max: NDArray[np.integer],
     *,
-    bands: Sequence[int] = DEFAULT_BANDS,
-    min_rows: int = 100,
+    groups: NDArray[Any] | None = None,
+    criterion: Criterion = "nll",
+    age_bands: Sequence[int] = AGE_BAND_STARTS,
+    mean_bands: Sequence[int] = MEAN_BAND_STARTS,
+    levels: Sequence[float] = KNOTS,
+    min_rows: int = MIN_FACES,
+    min_band: int = MIN_BAND_FACES,
+    confidence: float = CONFIDENCE,
     seed: int = 0,
     data: str = "",
 ) -> CalibrationFields:
-    """Fit temperature and smoothing by censored likelihood, then the conformal tables.
+    """Fit temperature and smoothing by a censored score, then the conformal tables.
+
+    The score counts bands of true age by the square root of their size, so that neither the many
+    adults nor a few babies decide alone; the tables are those of ``conformal.fit_tables``.
 
     Args:
         probabilities: (N, 101) decoded and uncalibrated.
         age_min: (N,) least age of each label, in completed years.
         age_max: (N,) greatest age of each label; equal to ``age_min`` when exact.
-        bands: Starts of the bands of predicted mean age that get a table of their own
-            (Mondrian conformal prediction, Vovk et al. 2005).
-        min_rows: Bands with fewer rows share the table of all.
-        seed: For the age that is drawn inside an interval label.
+        groups: (N,) any labels, None for faces without one. Groups of ``min_rows`` faces or more
+            are then held at the level each, at the price of wider intervals for all, and count
+            in the temperature by the square root of their size.
+        criterion: What temperature and smoothing are fitted by: "nll", minus the logarithm of the
+            label's probability, or "crps", the squared distance of the cumulative probabilities
+            from the label's, outside of a range.
+        age_bands: Starts of the bands of true age; neighbours with fewer than ``min_band`` faces
+            are joined.
+        mean_bands: Starts of the bands of predicted mean age; those with fewer than ``min_rows``
+            faces take the rate of all.
+        levels: Nominal levels of the tables, from 0 to 1.
+        min_rows: Fewest faces for a fit.
+        min_band: Fewest faces for a threshold.
+        confidence: Probability that new faces are held at the level or more; 0.5 adds no margin.
+        seed: Of the folds.
         data: What it is fitted on, for the card.
 
     Raises:
-        ArgumentError: Shapes differ, a label is impossible, or there are fewer than ``min_rows``.
+        ArgumentError: Shapes differ, a label is impossible, there are fewer than ``min_rows``, or
+            ``confidence`` is not within 0.5 to under 1.
     """
+    if not 0.5 <= confidence < 1:
+        raise ArgumentError(f"confidence is 0.5 to under 1, got {confidence}")
     low, high = _checked_labels(probabilities, age_min, age_max, min_rows)
-    best = _likeliest(probabilities, low, high)
-    calibrated = calibrate_age(probabilities, best)
-    needed = masses_needed(calibrated, draw_ages(calibrated, low, high, seed=seed))
-    means = calibrated @ np.arange(AGE_COUNT)
-    everyone = conformal_table(needed)
-    tables = []
-    for start, end in zip(bands, [*bands[1:], AGE_COUNT], strict=True):
-        inside = needed[(means >= start) & (means < end)]
-        table = conformal_table(inside) if len(inside) >= min_rows else everyone
-        tables.append(CoverageBand(low=start, high=end, levels=table.levels, masses=table.masses))
-    return best.model_copy(update={"coverage": tuple(tables), "data": data})
+    cells = _group_numbers(groups, len(low))
+    weights = _balanced_weights((low + high) // 2, cells, age_bands)
+    shape = _best_shape(probabilities, low, high, weights, criterion)
+    plan = TablePlan(
+        tuple(age_bands), tuple(mean_bands), tuple(levels), min_rows, min_band, confidence, seed
+    )
+    coverage = fit_tables(calibrate_age(probabilities, shape), low, high, cells, plan)
+    return shape.model_copy(update={"coverage": coverage, "data": data})
 
 
-def _likeliest(
-    probabilities: Floats, low: NDArray[np.intp], high: NDArray[np.intp]
+def _group_numbers(groups: NDArray[Any] | None, count: int) -> NDArray[np.intp]:
+    """(N,) number of each face's group, -1 for a face without one."""
+    if groups is None:
+        return np.zeros(count, np.intp)
+    if len(groups) != count:
+        raise ArgumentError(f"{count} rows and {len(groups)} groups")
+    known = np.array([group is not None for group in groups], bool)
+    numbers = np.full(count, -1, np.intp)
+    if known.any():
+        numbers[known] = np.unique(np.asarray(groups[known], str), return_inverse=True)[1]
+    return numbers
+
+
+def _balanced_weights(
+    ages: NDArray[np.intp], groups: NDArray[np.intp], age_bands: Sequence[int]
+) -> Floats:
+    """(N,) one over the root of the size of each face's cell of age band and group; mean 1.
+
+    A calibration set has its own mix of ages; half-way between that mix and an even one, neither
+    the many adults nor a few babies decide alone (as in training, ``data.loading``).
+    """
+    cells = place_in(ages, joined_starts(age_bands, ages, np.ones(len(ages)), MIN_BAND_FACES))
+    cells = cells + (groups + 1) * AGE_COUNT
+    _, numbers, sizes = np.unique(cells, return_inverse=True, return_counts=True)
+    weights = 1 / np.sqrt(sizes[numbers].astype(np.float64))
+    return np.asarray(weights / weights.mean())
+
+
+def _best_shape(
+    probabilities: Floats,
+    low: NDArray[np.intp],
+    high: NDArray[np.intp],
+    weights: Floats,
+    criterion: Criterion,
 ) -> CalibrationFields:
-    """The temperature and smoothing of the grid with the least censored negative log-likelihood."""
-    smoothings = [(s0, s1) for s0 in _SMOOTHING_AT_ZERO for s1 in _SMOOTHING_A_YEAR]
-    # Smoothing is linear, so P(label) under each kernel is one product with the tempered ages:
-    # the share of each age's mass that the kernel moves into the label.
-    upto = [np.pad(_kernel(*s), ((0, 0), (1, 0))).cumsum(axis=1) for s in smoothings]
-    losses = np.zeros((len(_TEMPERATURES), len(smoothings)))
+    """Temperature and smoothing with the least weighted score: a coarse grid, then around it."""
+    rows = np.unique(np.linspace(0, len(low) - 1, min(len(low), _ROWS_FOR_SHAPE)).astype(np.intp))
+    scores = partial(
+        _label_scores, probabilities[rows], low[rows], high[rows], weights[rows], criterion
+    )
+    axes = (_TEMPERATURES, _SMOOTHING_AT_ZERO, _SMOOTHING_A_YEAR)
+    at = _least(scores(*(axis[::2] for axis in axes)))
+    near = [range(max(2 * i - 2, 0), min(2 * i + 3, len(a))) for i, a in zip(at, axes, strict=True)]
+    at = _least(scores(*([axis[i] for i in span] for axis, span in zip(axes, near, strict=True))))
+    temperature, at_zero, a_year = (
+        axis[span[i]] for axis, span, i in zip(axes, near, at, strict=True)
+    )
+    return CalibrationFields(age_temperature=temperature, age_smoothing=(at_zero, a_year))
+
+
+def _least(scores: Floats) -> tuple[int, ...]:
+    return tuple(int(i) for i in np.unravel_index(scores.argmin(), scores.shape))
+
+
+def _label_scores(
+    probabilities: Floats,
+    low: NDArray[np.intp],
+    high: NDArray[np.intp],
+    weights: Floats,
+    criterion: Criterion,
+    temperatures: Sequence[float],
+    at_zeros: Sequence[float],
+    a_years: Sequence[float],
+) -> Floats:
+    """Weighted sum of the labels' scores for every combination: (T, Z, Y)."""
+    scores = np.zeros((len(temperatures), len(at_zeros), len(a_years)))
     for start in range(0, len(probabilities), _ROWS_AT_ONCE):
-        rows = slice(start, start + _ROWS_AT_ONCE)
+        part = slice(start, start + _ROWS_AT_ONCE)
         tempered = [
-            calibrate_age(probabilities[rows], CalibrationFields(age_temperature=t))
-            for t in _TEMPERATURES
+            calibrate_age(probabilities[part], CalibrationFields(age_temperature=t))
+            for t in temperatures
         ]
-        for column, moved in enumerate(upto):
-            into = (moved[:, high[rows] + 1] - moved[:, low[rows]]).T
-            for row, ages in enumerate(tempered):
-                inside = np.maximum((ages * into).sum(axis=1), 1e-12)
-                losses[row, column] -= float(np.log(inside).sum())
-    row, column = divmod(int(losses.argmin()), len(smoothings))
-    return CalibrationFields(age_temperature=_TEMPERATURES[row], age_smoothing=smoothings[column])
+        for z, at_zero in enumerate(at_zeros):
+            for y, a_year in enumerate(a_years):
+                score = _kernel_score(_kernel(at_zero, a_year), low[part], high[part], criterion)
+                for t, ages in enumerate(tempered):
+                    scores[t, z, y] += float(weights[part] @ score(ages))
+    return scores
+
+
+def _kernel_score(
+    kernel: Floats, low: NDArray[np.intp], high: NDArray[np.intp], criterion: Criterion
+) -> Callable[[Floats], Floats]:
+    """How each label scores when its ages are smoothed by a kernel; less is better."""
+    upto = np.pad(kernel, ((0, 0), (1, 0))).cumsum(axis=1)
+    if criterion == "nll":
+        # Smoothing is linear: P(label) is the share of each age's mass that moves into the label.
+        into = (upto[:, high + 1] - upto[:, low]).T
+
+        def likelihood(ages: Floats) -> Floats:
+            return np.asarray(-np.log(np.maximum((ages * into).sum(axis=1), 1e-12)))
+
+        return likelihood
+    steps = np.arange(AGE_COUNT)
+    younger, older = steps < low[:, None], steps >= high[:, None]
+
+    def ranked(ages: Floats) -> Floats:
+        below = ages @ upto[:, 1:]
+        return np.asarray(((below**2) * younger + ((1 - below) ** 2) * older).sum(axis=1))
+
+    return ranked
 
 
 def fit_gender(
-    female: Floats, is_female: NDArray[np.bool_], *, threshold: float = 0.75
+    female: Floats,
+    is_female: NDArray[np.bool_],
+    *,
+    groups: NDArray[Any] | None = None,
+    threshold: float = 0.75,
 ) -> CalibrationFields:
     """Fit temperature and bias of the gender logit by likelihood (Platt 1999).
 
     Args:
         female: (N,) decoded and uncalibrated P(female).
         is_female: (N,) labels.
+        groups: (N,) any labels; each group then counts by the square root of its size.
         threshold: Probability that a label will need.
 
     Raises:
-        ArgumentError: Shapes differ, or only one gender is labelled.
+        ArgumentError: Shapes differ, only one gender is labelled, or a value is no probability.
     """
     labels = np.asarray(is_female, bool)
     if female.shape != labels.shape or labels.all() or not labels.any():
         raise ArgumentError("gender calibration needs labelled faces of both genders")
+    wrong = np.flatnonzero(~((female >= 0) & (female <= 1)))
+    if len(wrong):
+        raise ArgumentError(f"row {wrong[0]}: P(female) {female[wrong[0]]} is not within 0..1")
+    _, cells, sizes = np.unique(
+        _group_numbers(groups, len(labels)), return_inverse=True, return_counts=True
+    )
+    weights = 1 / np.sqrt(sizes[cells].astype(np.float64))
 
     def loss(fields: CalibrationFields) -> float:
         p = np.clip(calibrate_gender(female, fields), 1e-9, 1 - 1e-9)
-        return float(-np.mean(np.where(labels, np.log(p), np.log(1 - p))))
+        return float(-np.average(np.where(labels, np.log(p), np.log(1 - p)), weights=weights))
 
     return min(
         (
@@ -364,6 +491,49 @@ def fit_gender(
             for b in np.linspace(-1.5, 1.5, 61).round(3)
         ),
         key=loss,
+    )
+
+
+def gender_threshold_for(
+    accuracy: float,
+    female: Floats,
+    is_female: NDArray[np.bool_],
+    *,
+    groups: NDArray[Any] | None = None,
+    min_rows: int = MIN_BAND_FACES,
+) -> float:
+    """The least threshold over which labels are right at a wanted rate.
+
+    Args:
+        accuracy: Wanted share of right labels among those given, 0..1.
+        female: (N,) calibrated P(female).
+        is_female: (N,) labels.
+        groups: (N,) any labels; each group of ``min_rows`` faces or more must then reach the rate.
+        min_rows: Fewest labelled faces that a rate is told from.
+
+    Returns:
+        A threshold within 0.5..0.99, in hundredths.
+
+    Raises:
+        ArgumentError: No threshold reaches the rate.
+    """
+    likelier, right = np.maximum(female, 1 - female), (female > 0.5) == is_female
+    numbers = _group_numbers(groups, len(female))
+    members = [np.ones(len(female), bool)]
+    members += [numbers == group for group in np.unique(numbers[numbers >= 0])]
+    members = [own for own in members if own.sum() >= min_rows]
+    best = 0.0
+    for threshold in np.arange(50, 100) / 100:
+        said = [own & (likelier >= threshold) for own in members]
+        if not said or any(own.sum() < min_rows for own in said):
+            break
+        worst = min(float(right[own].mean()) for own in said)
+        if worst >= accuracy:
+            return float(threshold)
+        best = max(best, worst)
+    raise ArgumentError(
+        f"no gender threshold makes {accuracy:.0%} of the labels right with {min_rows} or more of "
+        f"them left; the best is {best:.1%}. Ask for less, or set the threshold itself"
     )
 
 
@@ -392,34 +562,6 @@ def draw_ages(
     mark = np.random.default_rng(seed).uniform(0, 1, len(upto)) * upto[:, -1]
     drawn = (upto < mark[:, None]).sum(axis=1)
     return np.asarray(np.clip(drawn, age_min, age_max), np.intp)
-
-
-def masses_needed(probabilities: Floats, ages: NDArray[np.integer]) -> Floats:
-    """Central mass at which ``AgeDistribution.interval`` begins to contain each true age: (N,)."""
-    upto = probabilities.cumsum(axis=1)
-    rows = np.arange(len(ages))
-    at = upto[rows, ages]
-    before = np.where(ages > 0, upto[rows, np.maximum(np.asarray(ages) - 1, 0)], 0)
-    needed: Floats = np.clip(np.maximum(1 - 2 * at, 2 * before - 1), 0, 1)
-    return needed
-
-
-def conformal_table(needed: Floats, levels: Sequence[float] = _LEVELS) -> Coverage:
-    """Central mass for each level: the split-conformal quantile of ``masses_needed``.
-
-    Args:
-        needed: (N,) from calibration faces.
-        levels: Nominal levels from 0 to 1.
-    """
-    ordered = np.sort(needed)
-    count = len(ordered)
-    masses = []
-    for level in levels:
-        rank = int(np.ceil((count + 1) * level))
-        masses.append(1.0 if rank > count else float(ordered[rank - 1]) if rank > 0 else 0.0)
-    # A mass just over what is needed: at equality the true age is still outside.
-    nudged = [min(1.0, mass + 1e-6) if 0 < mass < 1 else mass for mass in masses]
-    return Coverage(tuple(levels), tuple(float(v) for v in np.maximum.accumulate(nudged)))
 
 
 def _checked_labels(

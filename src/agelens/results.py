@@ -54,37 +54,102 @@ class AgeGroup(NamedTuple):
     probability: float
 
 
+class OlderAges(NamedTuple):
+    """A table of its own for the ages from ``start`` on; see ``Coverage``."""
+
+    start: int
+    masses: tuple[float, ...]
+
+
+class AgeBandMass(NamedTuple):
+    """Central mass that the ages ``low`` to ``high``, both ends included, have to lie in."""
+
+    low: int
+    high: int
+    mass: float
+
+
 @dataclass(frozen=True)
 class Coverage:
-    """How far a central interval has to reach to contain the true age at its stated rate.
+    """How far an interval has to reach to contain the true age at its stated rate.
 
     Split-conformal calibration (Vovk et al. 2005; Romano et al. 2019) of the distribution's own
     quantiles: ``inner(0.9)`` is the central mass whose quantiles held 90 % of the true ages on the
-    calibration data. Linear between the knots.
+    calibration data. Linear between the knots. With ``older`` the mass depends on the age that is
+    asked about, not on the one predicted (label-conditional conformal prediction, Vovk et al.
+    2005, 4.5): an age belongs to the interval when it lies in the central mass of its own band, so
+    that children are held as often as adults.
 
     Attributes:
         levels: Nominal levels, strictly rising from 0 to 1.
         masses: Central mass used for each level, never falling, within 0..1.
+        older: Bands of ages, by rising start, that have masses of their own; the ages under the
+            first start take ``masses``.
     """
 
     levels: tuple[float, ...]
     masses: tuple[float, ...]
+    older: tuple[OlderAges, ...] = ()
 
     def __post_init__(self) -> None:
-        levels, masses = np.asarray(self.levels), np.asarray(self.masses)
-        if levels.ndim != 1 or levels.shape != masses.shape or len(levels) < 2:
-            raise ArgumentError(
-                f"coverage needs as many levels as masses and at least two, "
-                f"got {len(self.levels)} and {len(self.masses)}"
-            )
+        levels = np.asarray(self.levels)
+        if levels.ndim != 1 or len(levels) < 2:
+            raise ArgumentError(f"coverage needs at least two levels, got {self.levels}")
         if levels[0] != 0.0 or levels[-1] != 1.0 or not np.all(np.diff(levels) > 0):
             raise ArgumentError(f"coverage levels must rise from 0 to 1, got {self.levels}")
-        if np.any(np.diff(masses) < 0) or masses[0] < 0 or masses[-1] > 1:
-            raise ArgumentError(f"coverage masses must not fall and stay in 0..1: {self.masses}")
+        starts = [0, *(band.start for band in self.older)]
+        if any(a >= b for a, b in itertools.pairwise(starts)) or starts[-1] >= AGE_COUNT:
+            raise ArgumentError(
+                f"coverage bands must start at rising ages over 0 and under {AGE_COUNT}, "
+                f"got {starts[1:]}"
+            )
+        for row in (self.masses, *(band.masses for band in self.older)):
+            self._check_masses(row)
+
+    def _check_masses(self, row: tuple[float, ...]) -> None:
+        masses = np.asarray(row)
+        if masses.shape != (len(self.levels),):
+            raise ArgumentError(
+                f"coverage needs as many levels as masses, got {len(self.levels)} and {len(row)}"
+            )
+        if not (np.all(np.diff(masses) >= 0) and masses[0] >= 0 and masses[-1] <= 1):
+            raise ArgumentError(f"coverage masses must not fall and stay in 0..1: {row}")
 
     def inner(self, level: float) -> float:
-        """Central mass whose quantiles hold the true age with frequency ``level``."""
+        """Central mass whose quantiles hold the true age with frequency ``level``.
+
+        With ``older`` that of the youngest ages only; see ``bands``.
+        """
         return float(np.interp(level, self.levels, self.masses))
+
+    def bands(self, level: float) -> tuple[AgeBandMass, ...]:
+        """The central mass for each band of ages, from the youngest to the oldest."""
+        rows = (OlderAges(0, self.masses), *self.older)
+        ends = [*(row.start - 1 for row in self.older), AGE_COUNT - 1]
+        return tuple(
+            AgeBandMass(row.start, end, float(np.interp(level, self.levels, row.masses)))
+            for row, end in zip(rows, ends, strict=True)
+        )
+
+    def to_rows(self) -> list[list[float]]:
+        """Wire form: the levels, the masses, then for each older band its start and its masses."""
+        older = [[float(band.start), *band.masses] for band in self.older]
+        return [list(self.levels), list(self.masses), *older]
+
+    @classmethod
+    def from_rows(cls, rows: Sequence[Sequence[float]]) -> Coverage:
+        """Read back what ``to_rows`` wrote.
+
+        Raises:
+            ArgumentError: They are not such rows.
+        """
+        if len(rows) < 2 or any(not row or row[0] != int(row[0]) for row in rows[2:]):
+            raise ArgumentError(
+                "a coverage table is its levels, its masses, and a row for each older band: "
+                f"first age and masses; got {len(rows)} rows"
+            )
+        older = tuple(OlderAges(int(row[0]), tuple(row[1:])) for row in rows[2:])
+        return cls(tuple(rows[0]), tuple(rows[1]), older)
 
 
 @dataclass(frozen=True, eq=False)
@@ -235,8 +300,24 @@ class AgeDistribution:
         """
         if not 0 <= level <= 1:
             raise ArgumentError(f"level must be within 0..1, got {level}")
-        mass = level if self.coverage is None else self.coverage.inner(level)
-        if self.abstained or mass >= 1:
+        if self.abstained:
+            return AgeInterval(0, AGE_COUNT - 1)
+        if self.coverage is None:
+            return self._central(level)
+        if not self.coverage.older:
+            return self._central(self.coverage.inner(level))
+        # Each band's own central interval as far as it lies in the band; their hull nests, as
+        # each of them does. The band of the median always has a part: it contains the median.
+        parts = []
+        for band in self.coverage.bands(level):
+            low, high = self._central(band.mass)
+            if low <= band.high and high >= band.low:
+                parts.append((max(low, band.low), min(high, band.high)))
+        return AgeInterval(min(low for low, _ in parts), max(high for _, high in parts))
+
+    def _central(self, mass: float) -> AgeInterval:
+        """Ages between the quantiles that leave out the same mass below and above."""
+        if mass >= 1:
             return AgeInterval(0, AGE_COUNT - 1)
         median = self._quantile(0.5)
         low = int(np.searchsorted(self._cumulative, (1 - mass) / 2, side="right"))
@@ -332,11 +413,7 @@ class AgeDistribution:
         if distribution:
             # The shortest text of a float32 reads back as the same float32.
             wire["distribution"] = [float(str(p)) for p in self.probabilities]
-            wire["coverage"] = (
-                None
-                if self.coverage is None
-                else [list(self.coverage.levels), list(self.coverage.masses)]
-            )
+            wire["coverage"] = None if self.coverage is None else self.coverage.to_rows()
         return wire
 
     @classmethod
@@ -355,7 +432,7 @@ class AgeDistribution:
         return cls(
             np.asarray(wire["distribution"], dtype=np.float32),
             abstained=bool(wire.get("abstained", False)),
-            coverage=None if table is None else Coverage(tuple(table[0]), tuple(table[1])),
+            coverage=None if table is None else Coverage.from_rows(table),
         )
 
 
@@ -718,6 +795,7 @@ __all__ = [
     "AGE_COUNT",
     "DEFAULT_AGE_GROUPS",
     "SCHEMA",
+    "AgeBandMass",
     "AgeDistribution",
     "AgeGroup",
     "AgeInterval",
@@ -726,6 +804,7 @@ __all__ = [
     "Coverage",
     "Face",
     "GenderEstimate",
+    "OlderAges",
     "Quality",
     "age_group_starts",
     "analysis_json_schema",

@@ -43,10 +43,10 @@ def in_one_line(text: str) -> str:
 def test_the_list_shows_the_default_with_its_licence() -> None:
     outcome = agelens("models", "list", columns=160)
 
-    line = next(line for line in outcome.out.splitlines() if line.startswith("cc0@"))
+    line = next(line for line in outcome.out.splitlines() if line.startswith("agelens-s@"))
     assert outcome.status == 0
     assert "(default)" in line
-    assert "CC0-1.0" in line
+    assert "Apache-2.0" in line
     assert "commercial" in line
 
 
@@ -57,13 +57,22 @@ def test_the_list_fits_the_terminal(columns: int) -> None:
     assert max(map(len, lines)) <= columns
 
 
-@pytest.mark.parametrize("name", [None, "default", "cc0"])
-def test_a_card_is_shown_with_licence_limits_and_files(name: str | None) -> None:
+@pytest.mark.parametrize(
+    ("name", "model", "files"),
+    [
+        (None, "agelens-s@", ["agelens-s.onnx"]),
+        ("default", "agelens-s@", ["agelens-s.onnx"]),
+        ("cc0", "cc0@", ["age-v1.onnx", "gender-v1.onnx"]),
+    ],
+)
+def test_a_card_is_shown_with_licence_limits_and_files(
+    name: str | None, model: str, files: list[str]
+) -> None:
     outcome = agelens("models", "show", *([] if name is None else [name]))
 
     assert outcome.status == 0
-    assert outcome.out.startswith("cc0@")
-    for key in ("licence", "calibrated on", "limit", "file", "age-v1.onnx", "gender-v1.onnx"):
+    assert outcome.out.startswith(model)
+    for key in ("licence", "calibrated on", "limit", "file", *files):
         assert key in outcome.out
 
 
@@ -85,12 +94,15 @@ def test_the_help_names_the_four_commands(arguments: list[str]) -> None:
 # --- verify ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("names", [[], ["default"], ["cc0"]])
-def test_whole_models_are_verified(names: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("names", "model"),
+    [([], "agelens-s"), (["default"], "agelens-s"), ([], "cc0"), (["cc0"], "cc0")],
+)
+def test_whole_models_are_verified(names: list[str], model: str) -> None:
     outcome = agelens("models", "verify", *names)
 
     assert outcome.status == 0
-    assert "ok cc0@" in in_one_line(outcome.out)
+    assert f"ok {model}@" in in_one_line(outcome.out)
     assert ("ok yunet (detector)" in in_one_line(outcome.out)) is not bool(names)
 
 
@@ -135,7 +147,11 @@ def test_an_added_model_is_listed_shown_and_used_by_name(small: Path, registry: 
     assert added.status == 0
     assert "small@2.1" in added.out
     assert str(registry) in in_one_line(added.out)
-    assert [line.split()[0] for line in listed.out.splitlines()][1:] == ["cc0@1.0", "small@2.1"]
+    assert [line.split()[0] for line in listed.out.splitlines()][1:] == [
+        "agelens-s@1.0",
+        "cc0@1.0",
+        "small@2.1",
+    ]
     assert "Knows nothing of faces." in shown.out
     assert used.status == 0
     assert used.lines[0]["model"] == "small@2.1"

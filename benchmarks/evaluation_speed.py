@@ -1,7 +1,7 @@
 """
 Time and memory of a whole evaluation: inference, then all figures with their intervals.
 
-    python benchmarks/evaluation.py FACES.parquet [--model cc0] [--samples 1000]
+    python benchmarks/evaluation_speed.py FACES.parquet [--model cc0] [--samples 1000]
 
 FACES are labelled faces, as ``agelens evaluate`` takes them. Prints seconds of the two parts and
 the most memory that the process held.
