@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 PHOTOS := tests/faces/astronaut.jpg tests/faces/hopper.jpg tests/faces/group.jpg
 
-.PHONY: demo test lint types format bench soak docs clean
+.PHONY: demo test lint types format bench soak train-bundled docs clean
 
 demo: $(VENV)/.core
 	$(BIN)/agelens analyze $(PHOTOS) --annotate demo
@@ -30,6 +30,10 @@ bench: $(VENV)/.dev
 
 soak: $(VENV)/.dev
 	$(BIN)/python benchmarks/soak_images.py
+
+# DATA: folder of Parquet tables of FairFace and UTKFace; OUT: folder to work in.
+train-bundled: $(VENV)/.dev
+	$(BIN)/python benchmarks/train_bundled.py $(DATA) $(OUT)
 
 docs: $(VENV)/.dev
 	$(BIN)/zensical build --clean --strict

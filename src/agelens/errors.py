@@ -11,6 +11,10 @@ Every error AgeLens raises on purpose, in one hierarchy.
     │   └── LicenceNotAccepted  (PermissionError)  research-class weights without consent
     ├── DataError               (ValueError)    a data set or table is wrong; names row and column
     ├── TrainingError           (RuntimeError)  a training run cannot start, go on or be resumed
+    ├── AuditError              (ValueError)    a signed audit does not hold for what it is used on
+    ├── GateError               (RuntimeError)  an age gate must not open, or its keys do not hold
+    │   ├── JournalError                        a journal of decisions is not what was written
+    │   └── TokenError                          a token is refused; has a ``code``
     └── MissingExtra            (ImportError)   an optional dependency is missing; names the extra
 """
 
@@ -35,6 +39,22 @@ IMAGE_ERROR_CODES: Final = (
     "internal",
 )
 """What ``ImageError.code`` and the ``code`` of an error row can be."""
+
+
+TOKEN_ERROR_CODES: Final = (
+    "malformed",
+    "unknown_key",
+    "altered",
+    "expired",
+    "not_yet_valid",
+    "wrong_issuer",
+    "wrong_audience",
+    "wrong_nonce",
+    "wrong_claims",
+    "too_young",
+    "replayed",
+)
+"""What ``TokenError.code`` can be."""
 
 
 class AgeLensError(Exception):
@@ -96,6 +116,37 @@ class DataError(AgeLensError, ValueError):
 
 class TrainingError(AgeLensError, RuntimeError):
     """A training run cannot start, go on or be resumed."""
+
+
+class AuditError(AgeLensError, ValueError):
+    """A signed audit is not whole, not trusted, out of date, or about something else."""
+
+
+class GateError(AgeLensError, RuntimeError):
+    """An age gate must not open: its audit, its model, its keys or its journal do not hold."""
+
+
+class JournalError(GateError):
+    """A journal of decisions was changed, cut, or is in use by another gate."""
+
+
+class TokenError(GateError):
+    """A token is refused.
+
+    Attributes:
+        code: One of ``TOKEN_ERROR_CODES``.
+        message: One sentence: what was found, what is expected.
+    """
+
+    def __init__(self, code: str, message: str) -> None:
+        if code not in TOKEN_ERROR_CODES:
+            raise AssertionError(f"unknown token error code {code!r}")
+        self.code = code
+        self.message = message
+        super().__init__(message)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (TokenError, (self.code, self.message))
 
 
 class MissingExtra(AgeLensError, ImportError):

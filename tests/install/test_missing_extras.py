@@ -103,6 +103,17 @@ def test_writing_parquet_names_its_extra_and_leaves_no_file(tmp_path: Path) -> N
     assert list(tmp_path.iterdir()) == []
 
 
+def test_evaluating_names_its_extra_and_leaves_no_folder(tmp_path: Path) -> None:
+    outcome = agelens_without(
+        EXTRAS, "evaluate", "cc0", tmp_path / "faces.parquet", "--out", tmp_path / "out"
+    )
+
+    assert outcome.status == 2
+    assert "Traceback" not in outcome.err
+    assert "pip install 'agelens[eval]'" in outcome.err
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_heic_picture_without_its_extra_is_a_row_that_names_it(tmp_path: Path) -> None:
     pillow_heif = pytest.importorskip("pillow_heif", reason="needs the 'heif' extra")
     photo = Image.open(FACES / "hopper.jpg").convert("RGB")

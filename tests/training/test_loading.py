@@ -19,6 +19,9 @@ from agelens.data.loading import (
     PreparedFaces,
     ShardFolder,
     balance_weights,
+    draw_weights,
+    group_balance_weights,
+    loss_weights,
     to_tensors,
 )
 from agelens.errors import ArgumentError, DataError
@@ -274,3 +277,122 @@ def test_decades_are_those_of_the_middle_of_the_label(prepared: Path) -> None:
     middles = (labels.low.astype(int) + labels.high) // 2 // 10
     sizes = np.array([(middles == middle).sum() for middle in middles])
     np.testing.assert_allclose(weights, sizes**-0.5)
+
+
+def uneven(make_face: MakeFace, groups: dict[str | None, int]) -> list[dict[str, Any]]:
+    """Faces of groups of very different size."""
+    rng = np.random.default_rng(3)
+    names = [group for group, count in groups.items() for _ in range(count)]
+    return [make_face(i, "train", rng) | {"race": group} for i, group in enumerate(names)]
+
+
+def test_every_group_is_drawn_equally_often_whatever_its_size(
+    make_shards: MakeShards, make_face: MakeFace, tmp_path: Path
+) -> None:
+    faces = faces_of(make_shards(tmp_path, uneven(make_face, {"a": 240, "b": 30, "c": 6})))
+    weights = draw_weights(faces.labels, "group_balanced", ("decade", "gender"))
+
+    rows, _ = BalancedDraws(weights, batch_size=30, batches=100, seed=0).epoch(0)
+
+    drawn = faces.labels.group[rows]
+    # Systematic draws: each face comes as often as expected, rounded up or down.
+    for group, size in (("a", 240), ("b", 30), ("c", 6)):
+        assert (drawn == group).sum() == pytest.approx(1000, abs=size)
+
+
+def test_within_a_group_cells_count_by_the_square_root_of_their_size(prepared: Path) -> None:
+    labels = faces_of(prepared).labels
+
+    weights = group_balance_weights(labels, ("gender",))
+
+    for group in ("a", "b"):
+        shares = []
+        for female in (-1, 0, 1):
+            cell = (labels.group == group) & (labels.female == female)
+            if cell.any():
+                shares.append(weights[cell].sum() / np.sqrt(cell.sum()))
+        assert len(shares) > 1
+        np.testing.assert_allclose(shares, shares[0])
+
+
+def test_faces_without_a_group_keep_their_share(
+    make_shards: MakeShards, make_face: MakeFace, tmp_path: Path
+) -> None:
+    rows = uneven(make_face, {"a": 60, "b": 20, None: 20})
+    labels = faces_of(make_shards(tmp_path, rows)).labels
+
+    weights = group_balance_weights(labels, ())
+
+    shares = {group: weights[labels.group == group].sum() for group in ("a", "b", "")}
+    assert shares == pytest.approx({"a": 0.4, "b": 0.4, "": 0.2})
+
+
+def test_groups_can_be_those_of_several_columns(
+    make_shards: MakeShards, make_face: MakeFace, tmp_path: Path
+) -> None:
+    folder = make_shards(tmp_path, uneven(make_face, {"a": 12, None: 3}), shards=1)
+    shard = folder / "shard-00000.parquet"
+    table = pq.read_table(shard)
+    table = table.append_column("tone", [["dark", "light", None] * 5])
+    pq.write_table(table, shard)
+
+    labels = ShardFolder(folder, group_column=("race", "tone")).labels
+
+    assert set(labels.group.tolist()) == {"a / dark", "a / light", ""}
+    assert (labels.group == "a / dark").sum() == 4
+    assert (labels.group == "").sum() == 3 + 4
+
+
+@pytest.mark.parametrize(
+    ("groups", "said"),
+    [({"a": 9}, "names 'a' in these 9 faces"), ({None: 9}, "names none in these 9 faces")],
+)
+def test_group_balance_needs_two_groups(
+    make_shards: MakeShards,
+    make_face: MakeFace,
+    tmp_path: Path,
+    groups: dict[str | None, int],
+    said: str,
+) -> None:
+    labels = faces_of(make_shards(tmp_path, uneven(make_face, groups))).labels
+
+    with pytest.raises(DataError, match=said):
+        draw_weights(labels, "group_balanced", ())
+
+
+def test_losses_count_by_a_power_of_the_size_of_their_cell(
+    make_shards: MakeShards, make_face: MakeFace, tmp_path: Path
+) -> None:
+    rows = uneven(make_face, {"a": 90, "b": 10})
+    labels = faces_of(make_shards(tmp_path, rows)).labels
+
+    for power in (0.0, 0.5, 1.0):
+        weights = loss_weights(labels, ("group",), power=power, limit=100)
+
+        assert weights.mean() == pytest.approx(1, rel=1e-5)
+        sums = {group: weights[labels.group == group].sum() for group in ("a", "b")}
+        assert sums["a"] / sums["b"] == pytest.approx(9 ** (1 - power), rel=1e-5)
+
+
+def test_no_face_counts_more_than_the_limit_and_the_mean_stays_one(
+    make_shards: MakeShards, make_face: MakeFace, tmp_path: Path
+) -> None:
+    rows = uneven(make_face, {"a": 150, "b": 8, "c": 2})
+    labels = faces_of(make_shards(tmp_path, rows)).labels
+    free = loss_weights(labels, ("group",), power=1, limit=1000)
+
+    for limit in (1.0, 2.0, 4.0):
+        weights = loss_weights(labels, ("group",), power=1, limit=limit)
+
+        assert weights.max() == pytest.approx(limit, rel=1e-5)
+        assert weights.mean() == pytest.approx(1, rel=1e-5)
+    assert free.max() > 20
+
+
+def test_the_mean_weight_is_one_over_the_draws_too(prepared: Path) -> None:
+    labels = faces_of(prepared).labels
+    drawn = draw_weights(labels, "balanced", ("dataset", "decade"))
+
+    weights = loss_weights(labels, ("group", "decade"), power=0.5, limit=5, drawn=drawn)
+
+    assert np.average(weights, weights=drawn) == pytest.approx(1, rel=1e-5)

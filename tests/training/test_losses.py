@@ -357,6 +357,24 @@ def test_a_batch_is_the_sum_of_its_faces(name: str) -> None:
         assert whole.total.item() == pytest.approx(parts, rel=1e-5)
 
 
+@pytest.mark.parametrize("name", HEADS)
+def test_a_face_of_weight_two_counts_like_two_faces(name: str) -> None:
+    heads = HeadsPart.model_validate(HEADS[name])
+    objectives, outputs, targets = losses.Objectives(heads), outputs_of(heads), mixed_targets()
+    weight = torch.tensor([2.0, 1.0, 0.5, 0.0, 3.0])
+
+    weighted = objectives.sums(outputs, targets._replace(weight=weight))
+
+    for task, whole in weighted.items():
+        expected = 0.0
+        for i in range(5):
+            own = losses.Targets(*(t[i : i + 1] if len(t) else t for t in targets))
+            alone = objectives.sums({k: v[i : i + 1] for k, v in outputs.items()}, own)
+            expected += float(weight[i]) * alone[task].total.item()
+        assert whole.total.item() == pytest.approx(expected, rel=1e-5)
+        assert whole.count == objectives.sums(outputs, targets)[task].count
+
+
 def test_a_mean_only_loss_fits_the_spread_without_moving_the_mean() -> None:
     heads = HeadsPart.model_validate({"regression": {"loss": "l1"}})
     objectives = losses.Objectives(heads)

@@ -15,8 +15,14 @@ from agelens.training.recipe import Recipe, shipped_recipes, toml_text
 Tiny = Callable[..., dict[str, Any]]
 
 
-def test_five_recipes_are_shipped() -> None:
+GOES_ON = ("finetune", "agelens-s-research")
+"""Recipes that need a network to start from."""
+
+
+def test_seven_recipes_are_shipped() -> None:
     assert shipped_recipes() == (
+        "agelens-s",
+        "agelens-s-research",
         "efficientnet_b2",
         "finetune",
         "mobilenetv3_large",
@@ -27,7 +33,7 @@ def test_five_recipes_are_shipped() -> None:
 
 @pytest.mark.parametrize("name", shipped_recipes())
 def test_shipped_recipe_reads_back_as_written(name: str) -> None:
-    recipe = Recipe.load(name, ["init=run"] if name == "finetune" else [])
+    recipe = Recipe.load(name, ["init=run"] if name in GOES_ON else [])
 
     again = Recipe.from_table(tomllib.loads(recipe.to_toml()))
 
@@ -148,3 +154,47 @@ tables = st.recursive(
 @given(tables)
 def test_written_toml_reads_back_as_the_same_values(table: dict[str, Any]) -> None:
     assert tomllib.loads(toml_text(table)) == table
+
+
+@pytest.mark.parametrize(
+    ("distillation", "said"),
+    [
+        ({}, "teachers or a describer are needed"),
+        ({"teachers": ["cc0"], "describer_judges": True}, "describer_judges needs a describer"),
+        ({"teachers": ["cc0"], "subjects": []}, "subjects"),
+    ],
+)
+def test_distillation_without_anybody_to_learn_from_is_refused(
+    tiny: Tiny, distillation: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        Recipe.from_table(tiny(distillation=distillation))
+
+
+def test_groups_can_be_balanced_and_losses_weighed(tiny: Tiny) -> None:
+    table = tiny(
+        data__sampling="group_balanced",
+        data__group_column=["race", "skin_tone"],
+        data__reweight={"by": ["group", "decade"], "power": 0.5, "limit": 4.0},
+    )
+
+    part = Recipe.from_table(table).data
+
+    assert part.group_column == ("race", "skin_tone")
+    assert part.reweight is not None
+    assert (part.reweight.by, part.reweight.limit) == (("group", "decade"), 4.0)
+    assert Recipe.from_table(tomllib.loads(Recipe.from_table(table).to_toml())).data == part
+
+
+@pytest.mark.parametrize(
+    ("reweight", "said"),
+    [
+        ({"by": ["race"]}, "data.reweight.by.0: expected one of"),
+        ({"power": 2.0}, "data.reweight.power: "),
+        ({"limit": 0.5}, "data.reweight.limit: "),
+        ({"powre": 1.0}, "data.reweight.powre: unknown key; did you mean data.reweight.power"),
+    ],
+)
+def test_impossible_weights_are_refused(tiny: Tiny, reweight: dict[str, Any], said: str) -> None:
+    with pytest.raises(ArgumentError, match=said):
+        Recipe.from_table(tiny(data__reweight=reweight))

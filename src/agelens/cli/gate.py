@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
+from agelens.cli import gate_check as _check
 from agelens.cli.console import error_console, output_console, progress_bar
 
 if TYPE_CHECKING:
@@ -269,6 +270,11 @@ def report(
         error_console().print(f"-> {escape(str(path))}", soft_wrap=True)
     if any(check.verdict == "broken" for check in measured.checks):
         raise typer.Exit(1)
+
+
+app.command("check")(_check.check)
+app.command("verify-journal")(_check.verify_journal)
+app.add_typer(_check.keys_app, name="keys")
 
 
 # --- parsing --------------------------------------------------------------------------------------

@@ -45,6 +45,7 @@ UNKNOWN: Final = -1
 """A label that is missing, in the integer arrays of ``Labels``."""
 
 CellPart = Literal["dataset", "decade", "gender", "group"]
+Sampling = Literal["balanced", "group_balanced", "uniform"]
 
 _DECODED_AT_ONCE: Final = 512
 _COLUMNS: Final = ("dataset", "split", "source_file", "age_min", "age_max", "age_std", "gender")
@@ -62,7 +63,7 @@ class Labels:
         dataset: (N,) text.
         split: (N,) text.
         source_file: (N,) text.
-        group: (N,) text of the audit column, empty without one.
+        group: (N,) text of the audit column, or of several, empty without one.
     """
 
     low: NDArray[np.int16]
@@ -111,8 +112,13 @@ class ShardFolder:
         digest: SHA-256 of the manifest's list of shards: which faces these are.
     """
 
-    def __init__(self, path: str | Path, *, group_column: str = "race") -> None:
+    def __init__(self, path: str | Path, *, group_column: str | Sequence[str] = "race") -> None:
         """Read the manifest and the labels; the pictures stay on disk.
+
+        Args:
+            path: The folder.
+            group_column: Audit column of the groups, or several, whose combinations they are. A
+                face without a label in one of them is of no group.
 
         Raises:
             DataError: The manifest or a shard is missing or contradicts the other.
@@ -135,8 +141,9 @@ class ShardFolder:
             ) from error
         self.fill = CropSpec(self.size, self.margin).fill
         self.digest = hashlib.sha256(json.dumps(self._shards).encode()).hexdigest()
+        columns = (group_column,) if isinstance(group_column, str) else tuple(group_column)
         self.labels = Labels.joined(
-            [self._shard_labels(file, rows, group_column) for file, rows, _ in self._shards]
+            [self._shard_labels(file, rows, columns) for file, rows, _ in self._shards]
         )
 
     def crop(self, margin: float) -> Crop:
@@ -216,7 +223,7 @@ class ShardFolder:
     def _cache_path(self) -> Path:
         return self.path / f"chips-{self.size}-{self.digest[:12]}.npy"
 
-    def _shard_labels(self, file: str, rows: int, group_column: str) -> Labels:
+    def _shard_labels(self, file: str, rows: int, group_columns: Sequence[str]) -> Labels:
         pq, path = _parquet(), self.path / file
         if not path.is_file():
             raise DataError(f"{path}: named in {MANIFEST} but not there; prepare the faces again")
@@ -224,14 +231,17 @@ class ShardFolder:
         lacking = [name for name in ("image", *_COLUMNS) if name not in names]
         if lacking:
             raise DataError(f"{path}: the columns {', '.join(lacking)} are missing")
-        groups = [group_column] if group_column in names else []
-        table = pq.read_table(path, columns=[*_COLUMNS, *groups])
+        table = pq.read_table(
+            path, columns=[*_COLUMNS, *(name for name in group_columns if name in names)]
+        )
         if table.num_rows != rows:
             raise DataError(
                 f"{path}: {table.num_rows} rows, {MANIFEST} says {rows}; prepare the faces again"
             )
         columns = {name: table[name].to_pylist() for name in table.column_names}
-        return _labels(columns, columns.get(group_column), where=str(path))
+        nothing = [None] * rows
+        groups = [columns.get(name, nothing) for name in group_columns]
+        return _labels(columns, _combined(groups, rows), where=str(path))
 
     def _write_cache(self, path: Path, threads: int) -> None:
         pq = _parquet()
@@ -477,6 +487,12 @@ def balance_weights(labels: Labels, parts: Sequence[CellPart]) -> NDArray[np.flo
         labels: Of the faces; what is unknown is a value of its own.
         parts: What makes a cell.
     """
+    _, codes, sizes = np.unique(_cells(labels, parts), return_inverse=True, return_counts=True)
+    return 1 / np.sqrt(sizes[codes].astype(np.float64))
+
+
+def _cells(labels: Labels, parts: Sequence[CellPart]) -> NDArray[np.int64]:
+    """(N,) number of each face's cell."""
     values: dict[CellPart, NDArray[Any]] = {
         "dataset": labels.dataset,
         "decade": age_decades(labels),
@@ -487,8 +503,91 @@ def balance_weights(labels: Labels, parts: Sequence[CellPart]) -> NDArray[np.flo
     for part in parts:
         _, codes = np.unique(values[part], return_inverse=True)
         cell = cell * (int(codes.max(initial=0)) + 1) + codes
-    _, codes, sizes = np.unique(cell, return_inverse=True, return_counts=True)
-    return 1 / np.sqrt(sizes[codes].astype(np.float64))
+    return cell
+
+
+def group_balance_weights(labels: Labels, parts: Sequence[CellPart]) -> NDArray[np.float64]:
+    """(N,) such that every group is drawn equally often, whatever its size.
+
+    Within a group, cells count by the square root of their size, as in ``balance_weights``. Faces
+    without a group keep their natural share. A group of few faces is seen again and again: look at
+    its size first.
+
+    Args:
+        labels: Of the faces.
+        parts: What makes a cell within a group.
+
+    Raises:
+        DataError: Fewer than two groups are labelled.
+    """
+    groups, codes = np.unique(labels.group, return_inverse=True)
+    named = groups != ""
+    if named.sum() < 2:
+        found = ", ".join(repr(str(group)) for group in groups[named]) or "none"
+        raise DataError(
+            f"the audit column of data.group_column names {found} in these {len(labels)} faces; "
+            "group_balanced sampling needs two groups or more"
+        )
+    sizes = np.bincount(codes)
+    unnamed = float(sizes[~named].sum()) / len(labels)
+    shares = np.where(named, (1 - unnamed) / named.sum(), unnamed)
+    inside = balance_weights(labels, tuple(dict.fromkeys((*parts, "group"))))
+    return np.asarray(inside / np.bincount(codes, inside)[codes] * shares[codes])
+
+
+def draw_weights(
+    labels: Labels, sampling: Sampling, parts: Sequence[CellPart]
+) -> NDArray[np.float64]:
+    """(N,) how often each face is drawn, relative to the others.
+
+    Args:
+        labels: Of the faces.
+        sampling: ``balanced`` as ``balance_weights``, ``group_balanced`` as
+            ``group_balance_weights``, ``uniform`` the same for all.
+        parts: What makes a cell.
+
+    Raises:
+        DataError: See ``group_balance_weights``.
+    """
+    if sampling == "group_balanced":
+        return group_balance_weights(labels, parts)
+    return balance_weights(labels, parts if sampling == "balanced" else ())
+
+
+def loss_weights(
+    labels: Labels,
+    parts: Sequence[CellPart],
+    *,
+    power: float,
+    limit: float,
+    drawn: NDArray[np.float64] | None = None,
+) -> NDArray[np.float32]:
+    """(N,) factor of each face's losses; smaller cells count more.
+
+    Args:
+        labels: Of the faces; what is unknown is a value of its own.
+        parts: What makes a cell.
+        power: A face of a cell with n faces counts by n to the power of minus this: at 1 all cells
+            count the same, at 0 all faces.
+        limit: Largest factor; the mean is 1.
+        drawn: (N,) how often each face is drawn; the mean is that of the draws. None draws all
+            alike.
+
+    Returns:
+        (N,) float32 over 0.
+    """
+    _, codes, sizes = np.unique(_cells(labels, parts), return_inverse=True, return_counts=True)
+    often = np.ones(len(labels)) if drawn is None else drawn
+    share = often / often.sum()
+    factors = sizes[codes].astype(np.float64) ** -power
+    factors /= share @ factors
+    while factors.max() > limit * (1 + 1e-9):
+        # What is cut off goes to all the others, which may bring them to the limit in turn.
+        at_limit = factors >= limit
+        rest = share[~at_limit] @ factors[~at_limit]
+        factors[at_limit] = limit
+        factors[~at_limit] *= (1 - limit * share[at_limit].sum()) / rest
+    return factors.astype(np.float32)
 
 
 def age_decades(labels: Labels) -> NDArray[np.int64]:
@@ -536,10 +635,7 @@ def _read_manifest(folder: Path) -> Mapping[str, Any]:
     return dict(manifest)
 
 
-def _labels(
-    columns: Mapping[str, Sequence[Any]], groups: Sequence[Any] | None, *, where: str
-) -> Labels:
-    count = len(columns["dataset"])
+def _labels(columns: Mapping[str, Sequence[Any]], groups: Sequence[str], *, where: str) -> Labels:
     low = np.array([UNKNOWN if v is None else v for v in columns["age_min"]], np.int64)
     high = np.array([UNKNOWN if v is None else v for v in columns["age_max"]], np.int64)
     wrong = ((low < 0) != (high < 0)) | (low > high)
@@ -562,8 +658,18 @@ def _labels(
         dataset=_text(columns["dataset"]),
         split=_text(columns["split"]),
         source_file=_text(columns["source_file"]),
-        group=_text(groups if groups is not None else [""] * count),
+        group=_text(groups),
     )
+
+
+def _combined(columns: Sequence[Sequence[Any]], count: int) -> list[str]:
+    """One name for each row's values; empty where one of them is missing."""
+    if not columns:
+        return [""] * count
+    return [
+        "" if any(value in (None, "") for value in values) else " / ".join(map(str, values))
+        for values in zip(*columns, strict=True)
+    ]
 
 
 def _text(values: Sequence[Any]) -> NDArray[np.str_]:
@@ -610,9 +716,13 @@ __all__ = [
     "FaceBatch",
     "Labels",
     "PreparedFaces",
+    "Sampling",
     "ShardFolder",
     "age_decades",
     "balance_weights",
+    "draw_weights",
+    "group_balance_weights",
+    "loss_weights",
     "start_worker",
     "to_tensors",
 ]

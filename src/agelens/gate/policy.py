@@ -55,11 +55,16 @@ class FramesPart(_Part):
 
     Attributes:
         min: Usable frames that a decision needs.
-        max: Frames after which it is made with what there is.
+        max: Frames after which it is made with what there is. A challenge is followed over all
+            frames; the age is then taken from so many of them.
+        correlation: Of the age errors of two frames of a person, as in ``fusion``. At 1 several
+            frames make an answer steadier but never surer than one; less has to be measured with
+            ``fusion.estimate_correlation``.
     """
 
     min: int = Field(default=1, ge=1, le=1000)
     max: int = Field(default=10, ge=1, le=1000)
+    correlation: Share = 1.0
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -248,6 +253,7 @@ class GatePolicy(_Part):
         on_unusable: When no face is good enough for an estimate.
         on_no_face: When there is no face.
         on_second_face: When there is more than one face.
+        on_failed_liveness: When a check against presentation attacks is not passed.
         frames: See ``FramesPart``.
         liveness: Check against presentation attacks: "none", "consistency" of the frames, or an
             active "challenge" as well.
@@ -272,6 +278,7 @@ class GatePolicy(_Part):
     on_unusable: Fallback = "retry"
     on_no_face: Fallback = "retry"
     on_second_face: Fallback = "step_up"
+    on_failed_liveness: Fallback = "retry"
     liveness: Liveness = "none"
     retention: Literal["none"] = "none"
     frames: FramesPart = FramesPart()

@@ -5,6 +5,8 @@ Training: from prepared faces to a model file with its card.
     network       backbone and heads
     losses        what each head is asked for
     distillation  what other models say
+    describing    what networks that know faces see in them
+    prior         taking back how common a network holds each age
     loop          the run
     checkpoint    its weights, and what they are
     validation    how good they are

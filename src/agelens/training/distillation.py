@@ -20,11 +20,13 @@ from numpy.typing import NDArray
 from agelens.alignment import CropSpec, similarity_transform, warp
 from agelens.bundle import Bundle, find_model
 from agelens.calibration import calibrate_age, calibrate_gender, decode_age, decode_gender
-from agelens.data.loading import PreparedFaces, ShardFolder
+from agelens.data.loading import Labels, PreparedFaces, ShardFolder
 from agelens.errors import ArgumentError, DataError
 from agelens.estimation import load_estimator
+from agelens.results import AGE_COUNT
 
 SOFT_LABELS: Final = "soft_labels.npz"
+_LEAST_SHARE: Final = 1e-4
 
 
 @dataclass(frozen=True)
@@ -141,8 +143,8 @@ def soft_labels(
         ArgumentError: The faces were prepared with less margin than a teacher needs.
         DataError: The kept file cannot be read.
     """
-    key = _identity(teachers, faces)
-    found = _read(kept, key)
+    key = faces_digest([teacher.identity for teacher in teachers], faces)
+    found = read_answers(kept, key)
     if found is not None:
         return found
     parts = []
@@ -160,8 +162,74 @@ def soft_labels(
             )
         )
     answers = Answers.averaged(parts)
-    _write(kept, key, answers)
+    write_answers(kept, key, answers)
     return answers
+
+
+def faces_digest(sources: Sequence[str], faces: PreparedFaces) -> str:
+    """Names what was said of these faces: another face or another source, another digest.
+
+    Args:
+        sources: Identities of those who say it.
+        faces: In their order.
+    """
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(f"{source}\n".encode())
+    for folder in faces.folders:
+        digest.update(f"{folder.digest}\n".encode())
+    digest.update("\n".join(faces.labels.source_file.tolist()).encode())
+    return digest.hexdigest()
+
+
+def within_labels(age: NDArray[np.float32], labels: Labels) -> NDArray[np.float32]:
+    """What teachers say of the ages that a face's label allows.
+
+    Of an interval such as 20-29 the label says that the age lies in it, and the teachers how its
+    ages are to be weighed against each other.
+
+    Args:
+        age: (N, 101) probabilities.
+        labels: Of the same faces; without an age, a row stays as it is.
+
+    Returns:
+        (N, 101), rows sum to 1; even where the teachers gave the whole interval next to nothing.
+    """
+    ages = np.arange(AGE_COUNT)
+    low, high = labels.low[:, None], labels.high[:, None]
+    allowed = (low < 0) | ((ages >= low) & (ages <= high))
+    kept = np.where(allowed, age.astype(np.float64) + _LEAST_SHARE, 0)
+    result: NDArray[np.float32] = (kept / kept.sum(axis=1, keepdims=True)).astype(np.float32)
+    return result
+
+
+def read_answers(path: Path, key: str) -> Answers | None:
+    """Answers that were kept under this key; None when there are none.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    if not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as kept:
+            if str(kept["key"]) != key:
+                return None
+            return Answers(kept["age"].astype(np.float32), kept["female"])
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: cannot be read ({error}); delete it") from error
+
+
+def write_answers(path: Path, key: str, answers: Answers) -> None:
+    """Keep answers under a key, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as stream:
+            # float32: half precision would flush the tails that P(age >= 18) is made of.
+            np.savez(stream, key=np.array(key), age=answers.age, female=answers.female)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _chips(teacher: Teacher, faces: PreparedFaces, rows: range) -> NDArray[np.uint8]:
@@ -185,37 +253,15 @@ def _between(folder: ShardFolder, wanted: CropSpec) -> NDArray[np.float64]:
     return similarity_transform(prepared.landmarks_px, wanted.landmarks_px)
 
 
-def _identity(teachers: Sequence[Teacher], faces: PreparedFaces) -> str:
-    digest = hashlib.sha256()
-    for teacher in teachers:
-        digest.update(f"{teacher.identity}\n".encode())
-    for folder in faces.folders:
-        digest.update(f"{folder.digest}\n".encode())
-    digest.update("\n".join(faces.labels.source_file.tolist()).encode())
-    return digest.hexdigest()
-
-
-def _read(path: Path, key: str) -> Answers | None:
-    if not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as kept:
-            if str(kept["key"]) != key:
-                return None
-            return Answers(kept["age"].astype(np.float32), kept["female"])
-    except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); delete it") from error
-
-
-def _write(path: Path, key: str, answers: Answers) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as stream:
-            # float32: half precision would flush the tails that P(age >= 18) is made of.
-            np.savez(stream, key=np.array(key), age=answers.age, female=answers.female)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-__all__ = ["SOFT_LABELS", "Answers", "ModelTeacher", "Teacher", "load_teachers", "soft_labels"]
+__all__ = [
+    "SOFT_LABELS",
+    "Answers",
+    "ModelTeacher",
+    "Teacher",
+    "faces_digest",
+    "load_teachers",
+    "read_answers",
+    "soft_labels",
+    "within_labels",
+    "write_answers",
+]

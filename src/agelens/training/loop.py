@@ -26,7 +26,7 @@ from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final, NamedTuple, cast
 
 try:
     import torch
@@ -42,21 +42,25 @@ except ImportError as error:
     raise MissingExtra("train", "training") from error
 
 import numpy as np
+from numpy.typing import NDArray
 
 from agelens.data.loading import (
     BalancedDraws,
     FaceBatch,
     PreparedFaces,
     ShardFolder,
-    balance_weights,
+    draw_weights,
+    loss_weights,
     start_worker,
     to_tensors,
 )
 from agelens.errors import ArgumentError, TrainingError
+from agelens.results import AGE_COUNT
 from agelens.training import journal
 from agelens.training.checkpoint import (
     BEST,
     LAST,
+    DatasetUsed,
     Start,
     TrainingData,
     datasets_of,
@@ -64,7 +68,24 @@ from agelens.training.checkpoint import (
     save_checkpoint,
     write_safetensors,
 )
-from agelens.training.distillation import SOFT_LABELS, Answers, load_teachers, soft_labels
+from agelens.training.describing import (
+    DESCRIPTIONS,
+    JUDGED,
+    describe_faces,
+    hints,
+    judge,
+    load_describer,
+)
+from agelens.training.distillation import (
+    SOFT_LABELS,
+    Answers,
+    faces_digest,
+    load_teachers,
+    read_answers,
+    soft_labels,
+    within_labels,
+    write_answers,
+)
 from agelens.training.losses import Objectives, Targets, UncertaintyWeights
 from agelens.training.network import (
     AgeGenderNetwork,
@@ -160,10 +181,15 @@ class _TrainingModel(nn.Module):
     """
 
     def __init__(
-        self, network: AgeGenderNetwork, objectives: Objectives, weights: UncertaintyWeights | None
+        self,
+        network: AgeGenderNetwork,
+        objectives: Objectives,
+        weights: UncertaintyWeights | None,
+        projection: nn.Linear | None,
     ) -> None:
         super().__init__()
         self.network, self.objectives, self.weights = network, objectives, weights
+        self.projection = projection
         factors = [objectives.weights[task] for task in objectives.tasks]
         self.register_buffer("factors", torch.tensor(factors), persistent=False)
 
@@ -182,9 +208,7 @@ class _TrainingModel(nn.Module):
         Returns:
             () loss and (T + 5,) sums: a loss a task, then ``_EXTRA_REPORT``.
         """
-        outputs = {key: value.float() for key, value in self.network(chips).items()}
-        if "distillation_age" in self.objectives.tasks:
-            outputs["log_probabilities"] = self.network.log_probabilities(outputs)
+        outputs = self.outputs(chips)
         sums = self.objectives.sums(outputs, targets)
         totals = torch.stack([sums[task].total for task in self.objectives.tasks])
         losses, factors = totals * parts / counts.clamp(min=1), cast("Tensor", self.factors)
@@ -198,6 +222,16 @@ class _TrainingModel(nn.Module):
                 [totals, self._correctness(outputs, targets), loss.reshape(1) / parts]
             )
         return loss, report
+
+    def outputs(self, chips: Tensor) -> dict[str, Tensor]:
+        """Everything that the losses are of, in float32."""
+        features = self.network.features(chips)
+        outputs = {key: value.float() for key, value in self.network.answers(features).items()}
+        if "distillation_age" in self.objectives.tasks:
+            outputs["log_probabilities"] = self.network.log_probabilities(outputs)
+        if self.projection is not None:
+            outputs["features"] = self.projection(features).float()
+        return outputs
 
     def _correctness(self, outputs: dict[str, Tensor], targets: Targets) -> Tensor:
         mean = expected_age(self.network.probabilities(outputs))
@@ -243,18 +277,24 @@ class _Run:
         val: PreparedFaces,
         data: TrainingData,
         answers: Answers | None,
+        wanted_features: NDArray[np.float32] | None,
         development: bool,
     ) -> None:
         self.recipe, self.accelerator, self.out = start.recipe, accelerator, out
         self.faces, self.val, self.data = faces, val, data
         self.answers, self.development = answers, development
+        self.wanted_features = wanted_features
         self.standing = _Standing()
         loop, distillation = self.recipe.loop, self.recipe.distillation
         assert self.recipe.heads is not None
         objectives = Objectives(
             self.recipe.heads,
             interval_weight=self.recipe.tasks.interval_weight,
-            distillation_weight=distillation.weight if distillation else 0.0,
+            distillation_weight=distillation.weight if answers and distillation else 0.0,
+            subjects=distillation.subjects if distillation else (),
+            features_weight=distillation.describer_weight
+            if distillation and distillation.describer
+            else 0.0,
             temperature=distillation.temperature if distillation else 1.0,
         )
         self.tasks = objectives.tasks
@@ -269,14 +309,22 @@ class _Run:
             if self.recipe.tasks.weighting == "learned"
             else None
         )
-        model = _TrainingModel(self.network, objectives, self.weights)
+        self.projection = (
+            nn.Linear(self.network.feature_count, wanted_features.shape[1])
+            if wanted_features is not None
+            else None
+        )
+        model = _TrainingModel(self.network, objectives, self.weights, self.projection)
         self.objectives = objectives
         self.model = accelerator.prepare_model(
             _with_shared_statistics(model, self.recipe, accelerator)
         )
         self.averaged = copy.deepcopy(self.network) if loop.ema_decay else self.network
-        self.optimizer = _optimizer(self.network, self.weights, self.recipe.optimizer)
+        self.optimizer = _optimizer(
+            self.network, self.weights, self.projection, self.recipe.optimizer
+        )
         self.draws, self.loader = self._loader()
+        self.loss_weights = self._loss_weights()
 
     # --- the plan ---------------------------------------------------------------------------------
 
@@ -292,9 +340,8 @@ class _Run:
 
     def _loader(self) -> tuple[BalancedDraws, DataLoader[FaceBatch]]:
         loop, part = self.recipe.loop, self.recipe.data
-        balanced = part.sampling == "balanced"
         draws = BalancedDraws(
-            balance_weights(self.faces.labels, part.balance_by if balanced else ()),
+            draw_weights(self.faces.labels, part.sampling, part.balance_by),
             batch_size=loop.batch_size,
             batches=self.steps_per_epoch * loop.accumulate,
             seed=self.recipe.seed,
@@ -312,6 +359,19 @@ class _Run:
             pin_memory=self.accelerator.device.type == "cuda",
         )
         return draws, loader
+
+    def _loss_weights(self) -> NDArray[np.float32] | None:
+        """(N,) factor of each face's losses; None when all count the same."""
+        part = self.recipe.data
+        if part.reweight is None:
+            return None
+        return loss_weights(
+            self.faces.labels,
+            part.reweight.by,
+            power=part.reweight.power,
+            limit=part.reweight.limit,
+            drawn=draw_weights(self.faces.labels, part.sampling, part.balance_by),
+        )
 
     # --- the loop ---------------------------------------------------------------------------------
 
@@ -449,10 +509,9 @@ class _Run:
         """Start the task weights from the losses of the first step."""
         self.network.eval()
         totals = torch.zeros_like(counts)
+        model = cast("_TrainingModel", self.accelerator.unwrap_model(self.model))
         for chips, targets in batches:
-            outputs = {key: value.float() for key, value in self.network(chips).items()}
-            outputs["log_probabilities"] = self.network.log_probabilities(outputs)
-            sums = self.objectives.sums(outputs, targets)
+            sums = self.objectives.sums(model.outputs(chips), targets)
             totals += torch.stack([sums[task].total for task in self.tasks])
         self.model.train()
         totals = self.accelerator.reduce(totals, "sum")
@@ -469,7 +528,15 @@ class _Run:
             rows = batch.row.numpy()
             age = torch.from_numpy(self.answers.age[rows]).to(device)
             said = torch.from_numpy(self.answers.female[rows]).to(device)
-        return chips, Targets(low, high, std, female, age, said)
+        if self.wanted_features is None:
+            features = torch.empty(len(low), 0, device=device)
+        else:
+            features = torch.from_numpy(self.wanted_features[batch.row.numpy()]).to(device)
+        if self.loss_weights is None:
+            weight = torch.empty(0, device=device)
+        else:
+            weight = torch.from_numpy(self.loss_weights[batch.row.numpy()]).to(device)
+        return chips, Targets(low, high, std, female, age, said, features, weight)
 
     @torch.no_grad()
     def _average(self) -> None:
@@ -551,6 +618,8 @@ class _Run:
             tensors |= {f"averaged.{k}": v for k, v in self.averaged.state_dict().items()}
         if self.weights is not None:
             tensors["log_variances"] = self.weights.log_variances
+        if self.projection is not None:
+            tensors |= {f"projection.{k}": v for k, v in self.projection.state_dict().items()}
         for number, parameter in enumerate(self._parameters()):
             for name, value in self.optimizer.state.get(parameter, {}).items():
                 tensors[f"optimizer.{number}.{name}"] = torch.as_tensor(value)
@@ -581,6 +650,8 @@ class _Run:
         if self.weights is not None:
             with torch.no_grad():
                 self.weights.log_variances.copy_(tensors["log_variances"])
+        if self.projection is not None:
+            self.projection.load_state_dict(_under("projection.", tensors))
         for number, parameter in enumerate(self._parameters()):
             for name, value in _under(f"optimizer.{number}.", tensors).items():
                 # In the parameter's memory layout, so that the arithmetic is the same to the bit.
@@ -662,8 +733,8 @@ def _prepare(
         [folder], split=part.val_split, size=size, margin=margin, datasets=part.datasets
     )
     _check_monitor(recipe, val)
-    answers, taught = _ask_teachers(recipe, faces, out, accelerator)
-    inherited = (*start.inherited, *taught)
+    taught = _lessons(recipe, faces, out, accelerator)
+    inherited = (*start.inherited, *taught.inherited)
     described = TrainingData.of([folder, *extra], faces.labels, inherited)
     if accelerator.is_main_process:
         _describe_run(recipe, start, described, out, accelerator)
@@ -674,7 +745,8 @@ def _prepare(
         faces=faces,
         val=val,
         data=described,
-        answers=answers,
+        answers=taught.answers,
+        wanted_features=taught.features,
         development=development,
     )
 
@@ -695,20 +767,57 @@ def _check_monitor(recipe: Recipe, val: PreparedFaces) -> None:
         )
 
 
-def _ask_teachers(
-    recipe: Recipe, faces: PreparedFaces, out: Path, accelerator: Accelerator
-) -> tuple[Answers | None, tuple[Any, ...]]:
-    if recipe.distillation is None:
-        return None, ()
-    teachers = load_teachers(
-        recipe.distillation.teachers,
-        accept_licence=recipe.distillation.accept_licence,
-        threads=recipe.loop.threads or 1,
-    )
-    learned = [used for teacher in teachers for used in datasets_of(teacher.card)]
+class _Lessons(NamedTuple):
+    """What other networks say of the faces, and what those networks learned from."""
+
+    answers: Answers | None = None
+    features: NDArray[np.float32] | None = None
+    inherited: tuple[DatasetUsed, ...] = ()
+
+
+def _lessons(recipe: Recipe, faces: PreparedFaces, out: Path, accelerator: Accelerator) -> _Lessons:
+    part = recipe.distillation
+    if part is None:
+        return _Lessons()
+    threads = recipe.loop.threads or 1
+    answers: Answers | None = None
+    learned: list[DatasetUsed] = []
+    identities = []
+    if part.teachers:
+        teachers = load_teachers(part.teachers, accept_licence=part.accept_licence, threads=threads)
+        learned += [used for teacher in teachers for used in datasets_of(teacher.card)]
+        identities += [teacher.identity for teacher in teachers]
+        with accelerator.main_process_first():
+            answers = soft_labels(teachers, faces, out / SOFT_LABELS)
+    if answers is not None and part.within_labels:
+        answers = Answers(within_labels(answers.age, faces.labels), answers.female)
+    if part.describer is None:
+        return _Lessons(answers, None, tuple(learned))
+    describer = load_describer(part.describer, threads=threads)
+    learned.append(DatasetUsed(part.describer, describer.licence, describer.licence_class, None))
     with accelerator.main_process_first():
-        answers = soft_labels(teachers, faces, out / SOFT_LABELS)
-    return answers, tuple(learned)
+        descriptions = describe_faces(describer, faces, out / DESCRIPTIONS)
+        if part.describer_judges:
+            key = faces_digest([describer.identity, *identities], faces)
+            answers = _judged(descriptions, faces, answers, out / JUDGED, key)
+    return _Lessons(answers, hints(descriptions), tuple(learned))
+
+
+def _judged(
+    descriptions: NDArray[np.float32],
+    faces: PreparedFaces,
+    answers: Answers | None,
+    kept: Path,
+    key: str,
+) -> Answers:
+    found = read_answers(kept, key)
+    if found is not None:
+        return found
+    even = np.full((len(faces), AGE_COUNT), 1 / AGE_COUNT, np.float32)
+    ages = within_labels(even if answers is None else answers.age, faces.labels)
+    judged = judge(descriptions, faces.labels, ages)
+    write_answers(kept, key, judged)
+    return judged
 
 
 def _describe_run(
@@ -783,9 +892,21 @@ def _with_shared_statistics(
 
 
 def _optimizer(
-    network: AgeGenderNetwork, weights: UncertaintyWeights | None, settings: OptimizerPart
+    network: AgeGenderNetwork,
+    weights: UncertaintyWeights | None,
+    projection: nn.Linear | None,
+    settings: OptimizerPart,
 ) -> torch.optim.AdamW:
     groups = parameter_groups(network, settings)
+    if projection is not None:
+        groups.append(
+            {
+                "params": list(projection.parameters()),
+                "weight_decay": 0.0,
+                "lr_scale": 1.0,
+                "part": "projection",
+            }
+        )
     if weights is not None:
         groups.insert(
             0,

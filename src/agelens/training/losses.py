@@ -27,6 +27,8 @@ from agelens.training.recipe import DistributionHead, HeadsPart, OrdinalHead, Re
 
 _LARGEST_LOG_VARIANCE: Final = 12.0
 _TINY: Final = 1e-30
+_NO_FEATURES: Final = torch.empty(0, 0)
+_NO_WEIGHT: Final = torch.empty(0)
 
 
 class Targets(NamedTuple):
@@ -39,6 +41,8 @@ class Targets(NamedTuple):
         female: (N,) int64 1 female, 0 male, -1 unknown.
         teacher_age: (N, 101) float32 of the teachers, or (N, 0) without any.
         teacher_female: (N,) float32 of the teachers, or (0,) without any; NaN where they have none.
+        teacher_features: (N, D) float32 description of each face by another network, or (N, 0).
+        weight: (N,) float32 factor of each face's losses, or (0,) when all count the same.
     """
 
     low: Tensor
@@ -47,6 +51,8 @@ class Targets(NamedTuple):
     female: Tensor
     teacher_age: Tensor
     teacher_female: Tensor
+    teacher_features: Tensor = _NO_FEATURES
+    weight: Tensor = _NO_WEIGHT
 
     @property
     def has_age(self) -> Tensor:
@@ -348,6 +354,19 @@ def distillation(log_probabilities: Tensor, teacher: Tensor, temperature: float)
     return temperature**2 * kl_divergence(softened, student)
 
 
+def feature_distance(features: Tensor, wanted: Tensor) -> Tensor:
+    """1 - cosine of the angle between the student's and the teacher's description of a face.
+
+    A hint in the sense of Romero et al. 2015, "FitNets: Hints for Thin Deep Nets", ICLR; only the
+    direction counts, since the length of such a vector tells more of the picture than of the face.
+
+    Args:
+        features: (N, D) of the student.
+        wanted: (N, D) of the teacher.
+    """
+    return 1 - F.cosine_similarity(features, wanted, dim=1)
+
+
 def kl_divergence(target: Tensor, log_probabilities: Tensor) -> Tensor:
     """KL(target || prediction) of each row."""
     return (torch.xlogy(target, target) - target * log_probabilities).sum(dim=1)
@@ -431,8 +450,8 @@ class Objectives:
 
     Attributes:
         tasks: Names: the kinds of the age heads, ``spread`` of a regression whose loss is not a
-            likelihood, ``gender``, and ``distillation_age`` and ``distillation_gender`` when there
-            are teachers.
+            likelihood, ``gender``, ``distillation_age`` and ``distillation_gender`` when there
+            are teachers, and ``distillation_features`` when there is a describer.
         absolute: Those whose loss is an absolute error in years.
         weights: Fixed factor of each task.
     """
@@ -443,6 +462,8 @@ class Objectives:
         *,
         interval_weight: float = 1.0,
         distillation_weight: float = 0.0,
+        subjects: Sequence[str] = ("age", "gender"),
+        features_weight: float = 0.0,
         temperature: float = 1.0,
     ) -> None:
         self._heads = heads
@@ -455,10 +476,12 @@ class Objectives:
             weights["spread"] = 1.0
         if heads.gender is not None:
             weights["gender"] = heads.gender.weight
-        if distillation_weight > 0:
+        if distillation_weight > 0 and "age" in subjects:
             weights["distillation_age"] = distillation_weight
-            if heads.gender is not None:
-                weights["distillation_gender"] = distillation_weight
+        if distillation_weight > 0 and "gender" in subjects and heads.gender is not None:
+            weights["distillation_gender"] = distillation_weight
+        if features_weight > 0:
+            weights["distillation_features"] = features_weight
         self.weights = weights
         self.tasks = tuple(weights)
         self.absolute = ("regression",) if fits_mean_only else ()
@@ -469,6 +492,7 @@ class Objectives:
             "gender": targets.female >= 0,
             "distillation_age": torch.full_like(targets.has_age, targets.teacher_age.shape[1] > 0),
             "distillation_gender": torch.isfinite(targets.teacher_female),
+            "distillation_features": torch.ones_like(targets.has_age),
         }
         counts = [known.get(task, targets.has_age).sum() for task in self.tasks]
         return torch.stack(counts).to(torch.float32)
@@ -478,7 +502,8 @@ class Objectives:
 
         Args:
             outputs: Of the network: a kind of age head or ``gender`` to its raw output; the key
-                ``log_probabilities`` (N, 101) of the exported age when there are teachers.
+                ``log_probabilities`` (N, 101) of the exported age when there are teachers, and
+                ``features`` (N, D) when there is a describer.
             targets: Labels.
         """
         counts = dict(zip(self.tasks, self.counts(targets), strict=True))
@@ -502,6 +527,12 @@ class Objectives:
             wanted = torch.where(known, targets.teacher_female, 0.5)
             loss = gender_cross_entropy(outputs["gender"][:, 0], wanted, smoothing=0.0)
             losses["distillation_gender"] = torch.where(known, loss, 0)
+        if "distillation_features" in self.tasks:
+            losses["distillation_features"] = feature_distance(
+                outputs["features"], targets.teacher_features
+            )
+        if len(targets.weight):
+            losses = {task: loss * targets.weight for task, loss in losses.items()}
         return {task: TaskSum(losses[task].sum(), counts[task]) for task in self.tasks}
 
     def _age_loss(self, kind: str, output: Tensor, targets: Targets) -> Tensor:
@@ -594,6 +625,7 @@ __all__ = [
     "corn",
     "distillation",
     "expected_age",
+    "feature_distance",
     "gaussian_targets",
     "gender_cross_entropy",
     "huber",

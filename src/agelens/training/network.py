@@ -76,6 +76,7 @@ class AgeGenderNetwork(nn.Module):
         settings: What it was built from.
         heads_settings: What its heads were built from.
         backbone: A timm model without its classifier.
+        feature_count: Width of what the backbone says of a face.
         representation: Linear -> GELU -> Dropout, or nothing.
         heads: By kind of age head, and ``gender``.
         backbone_frozen: In training, the backbone gets no gradient and stays in evaluation mode.
@@ -92,7 +93,7 @@ class AgeGenderNetwork(nn.Module):
         mean, std = _pixel_statistics(self.backbone)
         self.register_buffer("pixel_mean", mean)
         self.register_buffer("pixel_std", std)
-        width = _feature_count(self.backbone)
+        self.feature_count = width = _feature_count(self.backbone)
         if settings.representation:
             self.representation: nn.Module = nn.Sequential(
                 nn.Linear(width, settings.representation), nn.GELU(), nn.Dropout(settings.dropout)
@@ -117,11 +118,24 @@ class AgeGenderNetwork(nn.Module):
             ``distribution`` (N, 101) logits; ``ordinal`` (N, 100) logits, of P(age > k) for CORAL
             and of P(age > k | age >= k) for CORN; ``gender`` (N, 1) logit of female.
         """
+        return self.answers(self.features(faces))
+
+    def features(self, faces: Tensor) -> Tensor:
+        """What the backbone says of each face, before representation and heads.
+
+        Args:
+            faces: (N, S, S, 3) uint8 RGB.
+
+        Returns:
+            (N, ``feature_count``).
+        """
         pixels = (faces.to(self.pixel_mean.dtype) - self.pixel_mean) / self.pixel_std
         # The permuted view of NHWC memory is channels_last, no copy.
-        features = self.backbone(pixels.permute(0, 3, 1, 2))
-        if self.backbone_frozen:
-            features = features.detach()
+        features: Tensor = self.backbone(pixels.permute(0, 3, 1, 2))
+        return features.detach() if self.backbone_frozen else features
+
+    def answers(self, features: Tensor) -> dict[str, Tensor]:
+        """Raw outputs of each head, see ``forward``, from the backbone's ``features``."""
         shared = self.representation(features)
         return {kind: head(shared) for kind, head in self.heads.items()}
 

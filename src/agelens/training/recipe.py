@@ -224,16 +224,37 @@ class TasksPart(_Part):
     interval_weight: float = Field(default=1.0, ge=0)
 
 
+Cell = Literal["dataset", "decade", "gender", "group"]
+
+
+class ReweightPart(_Part):
+    """Losses by the size of each face's cell (``data.loading.loss_weights``).
+
+    Attributes:
+        by: What makes a cell.
+        power: A face of a cell with n faces counts by n to the power of minus this: at 1 all cells
+            count the same, at 0 all faces.
+        limit: Largest factor of a face; the mean is 1.
+    """
+
+    by: tuple[Cell, ...] = ("group", "decade")
+    power: float = Field(default=0.5, ge=0, le=1)
+    limit: float = Field(default=5.0, ge=1)
+
+
 class DataPart(_Part):
-    """Which faces, in which order.
+    """Which faces, in which order, and how much each counts.
 
     Attributes:
         train_split: Split that is learned from.
         val_split: Split that chooses the best checkpoint.
         datasets: Names of the data sets to keep; empty keeps all.
-        sampling: ``balanced`` draws by the square root of each cell's size, ``uniform`` shuffles.
+        sampling: ``balanced`` draws by the square root of each cell's size, ``group_balanced``
+            draws every group equally often and within it as ``balanced``, ``uniform`` shuffles.
         balance_by: What makes a cell.
-        group_column: Audit column behind ``group``.
+        group_column: Audit column behind ``group``, or several, whose combinations are the groups.
+        reweight: See ``ReweightPart``; None weighs all faces the same. Goes with ``uniform``
+            sampling: with another one small cells count twice, by draws and by weight.
         samples_per_epoch: Faces in an epoch; 0 takes as many as the split has.
         workers: Processes that load and augment; 0 does it in the training process.
         cache: Decode every chip once into a file beside the shards.
@@ -242,14 +263,10 @@ class DataPart(_Part):
     train_split: str = "train"
     val_split: str = "val"
     datasets: tuple[str, ...] = ()
-    sampling: Literal["balanced", "uniform"] = "balanced"
-    balance_by: tuple[Literal["dataset", "decade", "gender", "group"], ...] = (
-        "dataset",
-        "decade",
-        "gender",
-        "group",
-    )
-    group_column: str = "race"
+    sampling: Literal["balanced", "group_balanced", "uniform"] = "balanced"
+    balance_by: tuple[Cell, ...] = ("dataset", "decade", "gender", "group")
+    group_column: str | tuple[str, ...] = "race"
+    reweight: ReweightPart | None = None
     samples_per_epoch: int = Field(default=0, ge=0)
     workers: int = Field(default=2, ge=0)
     cache: bool = True
