@@ -1,7 +1,7 @@
 """
 Whether the default model's intervals hold the ages that they should: before and after calibration.
 
-    python benchmarks/coverage.py FOLDER [--model default] [--keep FOLDER] [--level 0.9] [--json FOLDER]
+    python benchmarks/coverage.py FOLDER [--model default] [--keep FOLDER] [--json FOLDER]
 
 FOLDER holds ``{utkface,fairface}-{val,test}.parquet``. Every figure is of a test file, under
 

@@ -61,7 +61,7 @@ def test_stored_results_are_of_the_default_model_as_it_is() -> None:
         assert audited["sha256"] == model_sha256(bundle), path.name
         assert audited["card_sha256"] == card_sha256(bundle.card), path.name
     board = json.loads((RESULTS / "leaderboard.json").read_text("utf-8"))
-    ours = next(entry for entry in board["entries"] if entry["kind"] == "model")
+    ours = next(e for e in board["entries"] if e["name"] == bundle.card.identifier)
     assert ours["model_sha256"] == model_sha256(bundle)
 
 
@@ -72,7 +72,8 @@ def test_stored_results_agree_with_each_other() -> None:
     files = [file for wire in held.values() for file in wire["provenance"]["data"]]
     assert sorted(file["sha256"] for file in board["data"]) == sorted(f["sha256"] for f in files)
 
-    ours = next(entry for entry in board["entries"] if entry["kind"] == "model")["figures"]
+    name = find_model("default").card.identifier
+    ours = next(entry for entry in board["entries"] if entry["name"] == name)["figures"]
     exact = held["utkface-test.json"]["metrics"]["age_mae"]
     assert ours["age_mae"]["value"] == pytest.approx(exact["value"])
     right = [(w["metrics"]["gender_accuracy"], w) for w in held.values()]

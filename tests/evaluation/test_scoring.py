@@ -82,14 +82,14 @@ def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def faces(album: Path) -> ScoredFaces:
-    return score("default", [album])
+    return score("cc0", [album])
 
 
 # --- answers --------------------------------------------------------------------------------------
 
 
 def test_answers_are_those_that_analyze_gives(faces: ScoredFaces) -> None:
-    analysis = Analyzer(crops=True)(photograph())
+    analysis = Analyzer(model="cc0", crops=True)(photograph())
     (face,) = analysis.faces
 
     assert faces.answered[0]
@@ -113,7 +113,7 @@ def test_a_face_on_which_analyze_abstains_has_an_answer_all_the_same(faces: Scor
 def test_a_picture_without_a_face_is_taken_whole_as_a_crop_only(
     album: Path, faces: ScoredFaces
 ) -> None:
-    whole = score("default", [album], ScoringOptions(crops=False))
+    whole = score("cc0", [album], ScoringOptions(crops=False))
 
     assert not faces.detected[2]
     assert not np.isnan(faces.age[2, 0])
@@ -151,15 +151,15 @@ def test_subjects_of_two_data_sets_are_two_people(tmp_path: Path) -> None:
         for seed, name in enumerate(["one", "other", "one"])
     ]
 
-    clusters = score("default", write(tmp_path / "faces.parquet", rows)).clusters.tolist()
+    clusters = score("cc0", write(tmp_path / "faces.parquet", rows)).clusters.tolist()
 
     assert clusters[0] == clusters[2] != clusters[1]
 
 
 def test_a_mirrored_average_is_that_of_analyze(album: Path) -> None:
-    (face,) = Analyzer(crops=True, flip=True)(photograph()).faces
+    (face,) = Analyzer(model="cc0", crops=True, flip=True)(photograph()).faces
 
-    flipped = score("default", [album], ScoringOptions(flip=True))
+    flipped = score("cc0", [album], ScoringOptions(flip=True))
 
     np.testing.assert_allclose(flipped.age[0], face.age.probabilities, atol=1e-6)
 
@@ -168,7 +168,7 @@ def test_rows_are_spread_over_the_data(tmp_path: Path) -> None:
     rows = [{"image": encoded(blob(seed, 32)), **ALBERT, "age_min": seed} for seed in range(9)]
 
     faces = score(
-        "default",
+        "cc0",
         write(tmp_path / "faces.parquet", rows),
         ScoringOptions(detector="none", max_rows=3),
     )
@@ -183,16 +183,16 @@ def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
         for folder in ("a", "b")
     ]
 
-    assert score("default", files).names.tolist() == ["a/faces.parquet#0", "b/faces.parquet#0"]
+    assert score("cc0", files).names.tolist() == ["a/faces.parquet#0", "b/faces.parquet#0"]
 
 
 def test_pictures_beside_the_table_are_found_and_hashed(tmp_path: Path) -> None:
     (tmp_path / "face.jpg").write_bytes(photograph())
     table = write(tmp_path / "faces.parquet", [{"path": "face.jpg", **ALBERT}])
-    before = score("default", table)
+    before = score("cc0", table)
 
     (tmp_path / "face.jpg").write_bytes(photograph("hopper"))
-    after = score("default", table)
+    after = score("cc0", table)
 
     assert before.detected[0]
     assert before.provenance.data[0].rows == 1
@@ -200,7 +200,7 @@ def test_pictures_beside_the_table_are_found_and_hashed(tmp_path: Path) -> None:
 
 
 def test_time_is_measured_when_asked_for(album: Path, faces: ScoredFaces) -> None:
-    timed = score("default", [album], ScoringOptions(timed=True)).provenance.milliseconds
+    timed = score("cc0", [album], ScoringOptions(timed=True)).provenance.milliseconds
 
     assert faces.provenance.milliseconds == {}
     assert 0 < timed["network"] < timed["total"]
@@ -209,7 +209,7 @@ def test_time_is_measured_when_asked_for(album: Path, faces: ScoredFaces) -> Non
 def test_progress_ends_at_the_number_of_faces(album: Path) -> None:
     told: list[tuple[int, int]] = []
 
-    score("default", [album], progress=lambda done, total: told.append((done, total)))
+    score("cc0", [album], progress=lambda done, total: told.append((done, total)))
 
     assert told[-1] == (6, 6)
 
@@ -218,7 +218,7 @@ def test_progress_ends_at_the_number_of_faces(album: Path) -> None:
 
 
 def changed_card(folder: Path, change: Callable[[str], str], name: str = "changed") -> str:
-    """The default model under a card of our own."""
+    """The cc0 model under a card of our own."""
     text = (bundled_folder() / "cc0.toml").read_text("utf-8")
     card = folder / f"{name}.toml"
     card.write_text(change(text), "utf-8")
@@ -318,19 +318,19 @@ def asked(model: str, data: Path, kept: Path, options: ScoringOptions | None = N
 def test_kept_answers_are_taken_while_nothing_changed(tmp_path: Path, album: Path) -> None:
     kept = tmp_path / "kept.npz"
 
-    assert asked("default", album, kept)
-    assert not asked("default", album, kept)
-    assert asked("default", album, kept, ScoringOptions(flip=True))
-    assert not asked("default", album, kept, ScoringOptions(flip=True))
-    assert asked("default", album, kept)
+    assert asked("cc0", album, kept)
+    assert not asked("cc0", album, kept)
+    assert asked("cc0", album, kept, ScoringOptions(flip=True))
+    assert not asked("cc0", album, kept, ScoringOptions(flip=True))
+    assert asked("cc0", album, kept)
 
 
 def test_kept_answers_are_not_taken_for_other_data(tmp_path: Path, album: Path) -> None:
     kept, other = tmp_path / "kept.npz", tmp_path / "other.parquet"
-    assert asked("default", album, kept)
+    assert asked("cc0", album, kept)
     pq.write_table(pq.read_table(album).slice(0, 5), other)
 
-    assert asked("default", other, kept)
+    assert asked("cc0", other, kept)
 
 
 def test_kept_answers_are_taken_for_another_calibration_of_the_same_model(
@@ -338,7 +338,7 @@ def test_kept_answers_are_taken_for_another_calibration_of_the_same_model(
 ) -> None:
     kept = tmp_path / "kept.npz"
     model = changed_card(tmp_path, other_calibration)
-    assert asked("default", album, kept)
+    assert asked("cc0", album, kept)
     told: list[int] = []
 
     again = score(model, [album], kept=kept, progress=lambda done, _: told.append(done))
@@ -346,13 +346,13 @@ def test_kept_answers_are_taken_for_another_calibration_of_the_same_model(
     assert not told
     np.testing.assert_array_equal(again.age, score(model, [album]).age)
     assert (
-        again.provenance.card_sha256 != score("default", [album], kept=kept).provenance.card_sha256
+        again.provenance.card_sha256 != score("cc0", [album], kept=kept).provenance.card_sha256
     )
 
 
 def test_kept_answers_are_not_taken_for_another_crop(tmp_path: Path, album: Path) -> None:
     kept = tmp_path / "kept.npz"
-    assert asked("default", album, kept)
+    assert asked("cc0", album, kept)
 
     model = changed_card(tmp_path, lambda text: text.replace("margin = 0.2", "margin = 0.3"))
 
@@ -361,9 +361,9 @@ def test_kept_answers_are_not_taken_for_another_crop(tmp_path: Path, album: Path
 
 def test_kept_answers_are_timed_later_without_asking_again(tmp_path: Path, album: Path) -> None:
     kept = tmp_path / "kept.npz"
-    assert asked("default", album, kept)
+    assert asked("cc0", album, kept)
 
-    assert not asked("default", album, kept, ScoringOptions(timed=True))
+    assert not asked("cc0", album, kept, ScoringOptions(timed=True))
 
 
 @pytest.mark.parametrize("content", [b"", b"no archive", b"PK\x03\x04 broken"])
@@ -372,7 +372,7 @@ def test_a_broken_kept_file_is_named(tmp_path: Path, album: Path, content: bytes
     kept.write_bytes(content)
 
     with pytest.raises(DataError, match=r"kept\.npz"):
-        score("default", [album], kept=kept)
+        score("cc0", [album], kept=kept)
 
 
 def test_an_archive_of_something_else_is_named(tmp_path: Path) -> None:
@@ -461,7 +461,7 @@ def test_wrong_labels_name_file_column_and_row(
     table = raw_table(tmp_path / "wrong.parquet", columns)
 
     with pytest.raises(DataError, match=r"wrong\.parquet") as raised:
-        score("default", table)
+        score("cc0", table)
 
     for word in words:
         assert word in str(raised.value)
@@ -470,26 +470,26 @@ def test_wrong_labels_name_file_column_and_row(
 def test_whole_ages_kept_as_decimals_are_read(tmp_path: Path) -> None:
     columns = {"age_min": [1.0, None, 3.0], "age_max": [1.0, None, 3.0]}
 
-    faces = score("default", raw_table(tmp_path / "faces.parquet", columns))
+    faces = score("cc0", raw_table(tmp_path / "faces.parquet", columns))
 
     assert faces.age_min.tolist() == [1, -1, 3]
 
 
 def test_an_empty_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"none\.parquet.*no rows"):
-        score("default", write(tmp_path / "none.parquet", []))
+        score("cc0", write(tmp_path / "none.parquet", []))
 
 
 def test_no_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"gone\.parquet"):
-        score("default", tmp_path / "gone.parquet")
+        score("cc0", tmp_path / "gone.parquet")
 
 
 def test_pictures_that_all_cannot_be_read_are_an_error(tmp_path: Path) -> None:
     rows = [{"image": b"nothing", **ALBERT}, {"path": "gone.jpg", **ALBERT}]
 
     with pytest.raises(DataError, match=r"none of the 2 pictures.*faces\.parquet#0"):
-        score("default", write(tmp_path / "faces.parquet", rows))
+        score("cc0", write(tmp_path / "faces.parquet", rows))
 
 
 def test_a_card_hash_is_of_what_it_says_not_of_how_it_is_written(

@@ -106,15 +106,24 @@ def test_ranges_have_a_middle_too() -> None:
     assert abs(by_range - fairest_strength(answers, labels_of(ages, ages))) <= 0.2
 
 
-def test_open_range_counts_as_if_all_in_it_were_eight_years_older_than_its_start() -> None:
+def test_open_range_counts_with_eight_years_over_its_start() -> None:
     answers, ages = bayesian_faces(strength=0.5, oldest=86)
     low = np.minimum(ages // 10 * 10, 70)
     old = low == 70
-    told = labels_of(np.where(old, 78, low), np.where(old, 78, low + 9))
+    # One year of width, so that no label is exact: those alone would count.
+    told = labels_of(np.where(old, 78, low), np.where(old, 79, low + 9))
 
     found = fairest_strength(answers, labels_of(low, np.where(old, 100, low + 9)))
 
     assert found == fairest_strength(answers, told) > 0
+
+
+def test_exact_ages_alone_count_where_there_are_some() -> None:
+    answers, ages = bayesian_faces(strength=1.0)
+    exact = fairest_strength(answers, labels_of(ages, ages))
+    wrong = labels_of(np.r_[ages, np.full(4000, 20)], np.r_[ages, np.full(4000, 29)])
+
+    assert fairest_strength(np.concatenate([answers, answers]), wrong) == exact
 
 
 def test_wide_labels_alone_are_refused() -> None:

@@ -687,7 +687,7 @@ def _hindrance(
         reasons.append(
             Reason(
                 "too_few_frames",
-                f"{len(sights)} frames were given, and the policy needs {policy.frames.min}",
+                f"frames given: {len(sights)}; the policy needs {policy.frames.min}",
             )
         )
     faceless = counts["no_face"] > counts["unusable"] + counts["unreadable"]

@@ -54,7 +54,7 @@ _LIVENESS_WORDS: Final = {
     "none": "None. A photograph or a screen held up to the camera is not told from a person.",
     "consistency": "Consistency of the frames. It stops a still photograph, not a played video.",
     "challenge": "Consistency of the frames, and a head turn in a random order. It stops a still "
-    "photograph and a video made before, not a live face swap or a good mask.",
+    "photograph and most videos made before, not a live face swap or a good mask.",
 }
 
 

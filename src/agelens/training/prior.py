@@ -82,8 +82,9 @@ def fairest_strength(
     """The strength at which no decade of true ages comes out too old or too young.
 
     The least mean over the decades of how far the mean expected age lies from the mean of the
-    labels' middles. Needs no exact ages: a range of ten years or less has a middle, and an open one
-    such as "70 and over" the mean age of the people in it, eight years over its start.
+    labels' middles. Exact ages alone count where there are some. Without, a range of ten years or
+    less has a middle, and an open one such as "70 and over" the mean age of the people in it, eight
+    years over its start; both are guesses.
 
     Args:
         probabilities: (N, 101) of a split that was not learned from.
@@ -96,6 +97,8 @@ def fairest_strength(
     low, high = labels.low.astype(np.float64), labels.high.astype(np.float64)
     is_open = (low >= _OPEN_FROM) & (high == AGE_COUNT - 1) & (high > low)
     known = (labels.low != UNKNOWN) & ((high - low < _WIDEST_LABEL) | is_open)
+    exact = known & (low == high)
+    known = exact if exact.any() else known
     decades = np.where(known, age_decades(labels), UNKNOWN)
     groups = [
         rows
