@@ -345,9 +345,7 @@ def test_kept_answers_are_taken_for_another_calibration_of_the_same_model(
 
     assert not told
     np.testing.assert_array_equal(again.age, score(model, [album]).age)
-    assert (
-        again.provenance.card_sha256 != score("cc0", [album], kept=kept).provenance.card_sha256
-    )
+    assert again.provenance.card_sha256 != score("cc0", [album], kept=kept).provenance.card_sha256
 
 
 def test_kept_answers_are_not_taken_for_another_crop(tmp_path: Path, album: Path) -> None:

