@@ -51,7 +51,7 @@ RESULTS = ROOT / "docs" / "results"
 TABLE_SCHEMA = "agelens.table/1"
 AUDIT_SCHEMA = "agelens.audit-summary/1"
 EVALUATED = ("utkface-test", "fairface-test")
-DEFAULT, COMPARED = "agelens-s", "agelens-s,cc0"
+DEFAULT, COMPARED = "agelens-s", "agelens-s,agelens-s-research,cc0"
 
 _BLOCK = re.compile(
     r"(<!-- figures: (?P<words>[^>]*?) -->\n)(?P<held>.*?)(<!-- /figures -->)", re.S
@@ -210,7 +210,8 @@ def measure(data: Path) -> None:
             _audit(Path(file), Path(kept), out / name, RESULTS / f"{name}-audit.json")
         files = [str(data / f"{name}.parquet") for name in EVALUATED]
         board = str(out / "leaderboard")
-        _agelens("leaderboard", *files, "--models", COMPARED, "--flip", "--out", board)
+        words = ("--models", COMPARED, "--accept-licence", "--flip", "--out", board)
+        _agelens("leaderboard", *files, *words)
         _keep(out / "leaderboard" / "leaderboard.json", RESULTS / "leaderboard.json")
     quality = [sys.executable, str(ROOT / "benchmarks" / "quality.py")]
     quality += [str(data / "utkface-val.parquet"), "--json", str(RESULTS / "quality.json")]

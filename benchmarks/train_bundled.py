@@ -93,6 +93,10 @@ class Bundled:
     strength: float | None = None
 
 
+_RANGES = (
+    "Its age labels are nine ranges, 0-2, 3-9, 10-19 and so on: within a range its distribution is "
+    "weak evidence, and P(age >= 18) rests on little."
+)
 _LIMITS = (
     "Its labels are what people saw in pictures of the web; gender is perceived presentation.",
     "Gender is right less often for some groups than for others; audit it on your own faces.",
@@ -126,15 +130,16 @@ MODELS = {
             Lesson("agelens-s", "agelens-s", after="judged-96"),
         ),
         ("fairface",),
-        "Apache-2.0 weights, trained on FairFace (CC BY 4.0)",
-        "FairFace: Kärkkäinen and Joo, WACV 2021",
-        _LIMITS,
+        "Apache-2.0",
+        "trained on FairFace (CC BY 4.0) by K. Karkkainen and J. Joo, WACV 2021",
+        (_RANGES, *_LIMITS),
     ),
     "agelens-s-research": Bundled(
         (Lesson("agelens-s-research", "agelens-s-research", after="agelens-s"),),
         ("fairface", "utkface"),
-        "Research only: trained on FairFace (CC BY 4.0) and UTKFace (non-commercial research)",
-        "FairFace: Kärkkäinen and Joo, WACV 2021. UTKFace: Zhang, Song and Qi, CVPR 2017",
+        "research only",
+        "trained on FairFace (CC BY 4.0) by K. Karkkainen and J. Joo, WACV 2021, and UTKFace "
+        "(non-commercial research only) by Z. Zhang, Y. Song and H. Qi, CVPR 2017",
         _LIMITS,
         # The least at which no band of UTKFace val under 18 or over 60 is 3 years off.
         strength=0.3,

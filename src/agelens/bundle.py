@@ -484,7 +484,7 @@ def broken_cards() -> list[CardError]:
 
 def _cards() -> list[Path]:
     """Cards of the bundled models, then of the user's, one folder a model."""
-    cards = sorted(bundled_folder().glob("*.toml"))
+    cards = sorted(bundled_folder().glob("*.toml"), key=lambda card: card.stem)
     home = user_folder()
     folders = sorted(home.iterdir()) if home.is_dir() else []
     for folder in folders:
