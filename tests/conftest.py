@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,9 @@ from agelens.bundle import HOME_VARIABLE
 # A busy machine is no failure: how long an example takes is the business of the benchmarks.
 settings.register_profile("agelens", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("agelens")
+
+# A shell ignores Ctrl-C in what it runs in the background, and programs that tests start inherit it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")

@@ -402,9 +402,9 @@ def test_limits_on_the_picture_are_the_callers() -> None:
 def test_chips_are_what_the_model_sees(analyzer: Analyzer) -> None:
     chips = analyzer.chips(FACES / "group.jpg")
 
-    assert chips.shape == (len(analyzer(FACES / "group.jpg").faces), 64, 64, 3)
+    assert chips.shape == (len(analyzer(FACES / "group.jpg").faces), 112, 112, 3)
     assert chips.dtype == np.uint8
-    assert analyzer.chips(np.zeros((50, 50, 3), np.uint8)).shape == (0, 64, 64, 3)
+    assert analyzer.chips(np.zeros((50, 50, 3), np.uint8)).shape == (0, 112, 112, 3)
 
 
 # --- abstention -----------------------------------------------------------------------------------

@@ -162,7 +162,7 @@ class Analyzer:
 
     Example:
         >>> from agelens import Analyzer
-        >>> analyzer = Analyzer(min_face=40)
+        >>> analyzer = Analyzer(max_faces=5)
         >>> analysis = analyzer("tests/faces/astronaut.jpg")
         >>> len(analysis.faces), analysis.faces[0].gender.label
         (1, 'female')

@@ -189,7 +189,7 @@ def test_a_rehearsal_takes_two_steps(tmp_path: Path) -> None:
         (("finetune", *DATA), r"a trained network to start from is needed: init ="),
         (("finetune", *DATA, "--set", "init=gone.onnx"), r"gone\.onnx: no such file"),
         (("finetune", *DATA, "--set", "init=gone"), r"gone: no such checkpoint or run folder"),
-        (("finetune", *DATA, "--set", "init=default"), r"has no \[recipe\], so it cannot be train"),
+        (("finetune", *DATA, "--set", "init=cc0"), r"has no \[recipe\], so it cannot be train"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
