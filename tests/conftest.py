@@ -16,7 +16,7 @@ from agelens.bundle import HOME_VARIABLE
 settings.register_profile("agelens", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("agelens")
 
-# A shell ignores Ctrl-C in what it runs in the background, and programs that tests start inherit it.
+# A shell ignores Ctrl-C in background jobs, and programs that tests start would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
