@@ -154,14 +154,13 @@ def test_answers_that_were_kept_are_not_asked_for_again(
     ("options", "message"),
     [
         (("--out", "card.json"), "a card is a .toml file"),
-        (("--out", "elsewhere/card.toml"), "a card lies beside its weights"),
         (("--out", "card.toml", "--in-place"), "name one of them"),
         (("--by", "tone"), "no column 'tone'; there are: dataset, gender, race"),
         (("--levels", "half"), "--levels half: write numbers such as"),
         (("--gender-threshold", "0.9", "--threshold-accuracy", "0.9"), "not both"),
         (("--report", "faces.parquet"), "is a file; name a folder"),
     ],
-    ids=["suffix", "folder", "two places", "column", "levels", "thresholds", "report"],
+    ids=["suffix", "two places", "column", "levels", "thresholds", "report"],
 )
 def test_what_cannot_be_is_refused_and_nothing_written(
     table: Path,

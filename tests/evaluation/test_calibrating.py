@@ -528,13 +528,37 @@ def test_the_bundled_card_is_not_changed_in_place(report: CalibrationReport) -> 
         write_calibration(find_model("cc0"), report.fields)
 
 
-def test_a_card_away_from_its_weights_is_refused(
+@pytest.mark.parametrize("name", ["small", "default"])
+def test_a_card_in_another_folder_takes_its_weights_along(
+    model: Path, tmp_path: Path, report: CalibrationReport, name: str
+) -> None:
+    bundle = find_model(str(model) if name == "small" else name)
+
+    away = find_model(str(write_calibration(bundle, report.fields, tmp_path / "new" / "mine.toml")))
+
+    assert away.card.calibration == report.fields
+    assert away.path().parent == (tmp_path / "new").resolve()
+    assert away.read() == bundle.read()
+
+
+def test_weights_of_another_model_are_not_replaced(
     model: Path, tmp_path: Path, report: CalibrationReport
 ) -> None:
-    with pytest.raises(ArgumentError, match="lies beside its weights"):
-        write_calibration(find_model(str(model)), report.fields, tmp_path / "mine.toml")
+    other = tmp_path / "new" / model.name
+    other.parent.mkdir()
+    other.write_bytes(b"another")
 
+    with pytest.raises(ArgumentError, match=r"small\.onnx: exists and is not the file of small"):
+        write_calibration(find_model(str(model)), report.fields, other.parent / "mine.toml")
+
+    assert [path.read_bytes() for path in other.parent.iterdir()] == [b"another"]
+
+
+def test_a_card_beside_its_weights_is_another_of_the_same_model(
+    model: Path, report: CalibrationReport
+) -> None:
     beside = write_calibration(find_model(str(model)), report.fields, model.parent / "mine.toml")
+
     assert find_model(str(beside)).card.calibration == report.fields
 
 

@@ -32,6 +32,7 @@ from agelens.bundle import (
     CalibrationFile,
     LicenceClass,
     ModelCard,
+    WeightsFile,
     bundled_folder,
     card_faults,
     read_card,
@@ -44,7 +45,7 @@ from agelens.calibration import (
     gender_threshold_for,
 )
 from agelens.conformal import KNOTS, MIN_FACES
-from agelens.data.schema import KNOWN_DATASETS, write_text
+from agelens.data.schema import KNOWN_DATASETS, file_sha256, write_bytes, write_text
 from agelens.errors import ArgumentError, CardError, DataError
 from agelens.evaluation.bootstrap import DEFAULT_SAMPLES, Draws, Estimate, weights
 from agelens.evaluation.evaluating import (
@@ -628,6 +629,8 @@ def write_calibration(
 ) -> Path:
     """Write a model's card with another calibration; it appears whole, or not at all.
 
+    A card lies beside its weights: written into another folder, it gets a copy of them there.
+
     What is written by hand in the card stays as it is, comments too, where only the calibration
     changes; otherwise the card is written anew under its leading comment.
 
@@ -665,6 +668,10 @@ def write_calibration(
         ModelCard.model_validate(table)
     except ValidationError as error:
         raise CardError(f"{target}: would not be a valid card: {card_faults(error)}") from error
+    for file in _own_files(bundle):
+        place = target.parent / file.path
+        if not place.is_file():
+            write_bytes(place, bundle.read(file.role))
     write_text(target, _card_text(text, table))
     read_card(target)
     return target
@@ -690,16 +697,21 @@ def check_target(bundle: Bundle, out: Path | None) -> Path:
         return source
     if out.suffix.lower() != ".toml":
         raise ArgumentError(f"{out}: a card is a .toml file; name it CARD.toml")
-    if any(file.distribution is None for file in bundle.card.files):
-        folder = bundle.folder.resolve()
-        if out.parent.resolve() != folder:
+    for file in _own_files(bundle):
+        place = out.parent / file.path
+        if place.is_file() and file_sha256(place) != file.sha256:
             raise ArgumentError(
-                f"{out}: a card lies beside its weights, and those of {bundle.card.identifier} are "
-                f"in {folder}; write the card there"
+                f"{place}: exists and is not the file of {bundle.card.identifier}, which has to "
+                "lie beside its card; write the card into another folder"
             )
     if out.exists() and (source is None or not out.samefile(source)):
         _check_replaceable(bundle, out)
     return out
+
+
+def _own_files(bundle: Bundle) -> list[WeightsFile]:
+    """The weights that lie beside the card, not in an installed package."""
+    return [file for file in bundle.card.files if file.distribution is None]
 
 
 def _source(bundle: Bundle) -> Path | None:
