@@ -178,8 +178,22 @@ def test_what_was_not_tried_fails_or_is_noted_as_the_policy_says() -> None:
     assert not failed.passed
     assert "Not judged" in failed.sentences[0]
     assert failed.judgements[0].outcome == "unjudged"
-    assert noted.passed
+    assert noted.judgements[0].outcome == "unjudged"
     assert noted.sentences == ()
+    assert not noted.passed  # nothing at all was judged
+    measured = '[[require]]\nmetric = "age_mae"\nmax = 60.0\n'
+    assert judged(people(60), 'unjudged = "note"\n' + STRESS + measured).passed
+
+
+@pytest.mark.parametrize("judged_by", ["value", "confident"])
+def test_a_handful_of_faces_is_not_judged_over_all_faces_either(judged_by: str) -> None:
+    required = f'[[require]]\nmetric = "age_mae"\nmax = 0.0\njudged_by = "{judged_by}"\n'
+
+    few = judged(people(5), 'unjudged = "note"\n' + required)
+
+    assert few.judgements[0].outcome == "unjudged"
+    assert "10 faces that carry the figure, 30 needed" in few.judgements[0].note
+    assert not few.passed
 
 
 def test_ranges_cannot_show_a_bias() -> None:

@@ -257,3 +257,13 @@ def test_policy_cannot_be_altered_after_it_was_read() -> None:
 
     with pytest.raises(ValidationError, match="frozen"):
         policy.threshold = 0.1
+
+
+@pytest.mark.parametrize("age", [16, 21])
+def test_limits_fitted_for_one_age_are_not_used_for_another(tmp_path: Path, age: int) -> None:
+    (tmp_path / "policy.toml").write_text(
+        FULL.replace("required_age = 18", f"required_age = {age}")
+    )
+
+    with pytest.raises(ArgumentError, match=rf"required_age is {age}, but .* fitted for 18"):
+        GatePolicy.load(tmp_path / "policy.toml")

@@ -82,7 +82,7 @@ def audit(
         str, typer.Option(help="default, none (each picture is one face), or insightface:DIR.")
     ] = "default",
     samples: Annotated[
-        int, typer.Option(min=1, help="Bootstrap draws behind the 95 % intervals.")
+        int, typer.Option(min=100, help="Bootstrap draws behind the 95 % intervals.")
     ] = 1000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap and of the sample.")] = 0,
     key: Annotated[

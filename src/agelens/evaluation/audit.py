@@ -325,7 +325,9 @@ def audit(
     return AuditResult(
         created=moment.astimezone(UTC).replace(microsecond=0),
         expires=(moment + timedelta(days=policy.validity_days)).astimezone(UTC),
-        passed=not any(one.outcome in failed for one in judgements),
+        # What judged nothing has shown nothing.
+        passed=any(one.outcome == "passed" for one in judgements)
+        and not any(one.outcome in failed for one in judgements),
         faces=faces,
         policy=policy,
         settings={
@@ -433,9 +435,14 @@ class _Judge:
             return make("unjudged", 0, 0, (), why_not(metric, self._faces))
         if not required.by:
             estimate = (
-                self._overall.get(metric.name)
-                or measure(self._faces, [metric.name], samples=1)[metric.name]
+                self._overall.get(metric.name) or measure(self._faces, [metric.name])[metric.name]
             )
+            if estimate.count < self._min_cell:
+                note = f"{estimate.count} faces that carry the figure, {self._min_cell} needed"
+                return make("unjudged", 0, 1, (), note)
+            if required.judged_by == "confident" and np.isnan([estimate.low, estimate.high]).any():
+                note = "there is no interval to judge by: too few independent faces or draws"
+                return make("unjudged", 0, 1, (), note)
             failure = _beyond(required, metric, "all faces", estimate)
             return make(
                 "failed" if failure else "passed", 1, 0, () if failure is None else (failure,), ""

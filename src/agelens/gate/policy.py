@@ -312,6 +312,20 @@ class GatePolicy(_Part):
         return self
 
     @model_validator(mode="after")
+    def _fitted_for_this_age(self) -> Self:
+        if self.fit is None:
+            return self
+        under = [one.ages for one in self.fit.promises if one.error == "false_acceptance"]
+        oldest = max((ages[1] for ages in under), default=self.required_age - 1)
+        if oldest != self.required_age - 1:
+            raise ValueError(
+                f"required_age is {self.required_age}, but the limits were fitted for "
+                f"{oldest + 1}; fit the policy again (agelens gate fit --required-age "
+                f"{self.required_age})"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _audit_or_override(self) -> Self:
         if not self.audit.required and self.override is None:
             raise ValueError(
