@@ -8,13 +8,16 @@ import difflib
 import json
 import math
 import re
+import tomllib
 from collections.abc import Mapping, Sequence
-from typing import Any, Final, get_args
+from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from agelens.errors import ArgumentError
+
+Checked = TypeVar("Checked", bound=BaseModel)
 
 # --- explaining -----------------------------------------------------------------------------------
 
@@ -28,6 +31,32 @@ _EXPECTED: Final = {
     "model_type": "a table",
     "model_attributes_type": "a table",
 }
+
+
+def parsed_toml(text: str, where: str) -> dict[str, Any]:
+    """The table that a text holds.
+
+    Raises:
+        ArgumentError: It is not TOML; the message begins with ``where``.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ArgumentError(f"{where}: not valid TOML: {error}") from error
+
+
+def checked_table(model: type[Checked], table: Mapping[str, Any], where: str) -> Checked:
+    """A table as the object that it describes, strict about types.
+
+    Raises:
+        ArgumentError: A key is unknown or missing, or a value is wrong; a line each.
+    """
+    # JSON mode takes TOML's arrays for tuples.
+    text = json.dumps(table, default=str)
+    try:
+        return model.model_validate_json(text, strict=True)
+    except ValidationError as error:
+        raise ArgumentError(table_faults(error, table, model, where)) from error
 
 
 def table_faults(

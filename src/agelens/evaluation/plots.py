@@ -371,16 +371,7 @@ def dots(
 
     def draw(axes: Any, colours: Palette) -> None:
         places = np.arange(len(shown), dtype=np.float64)
-        if within is not None:
-            axes.axvspan(
-                factor * within[0],
-                factor * within[1],
-                color=colours.series[2],
-                alpha=0.15,
-                linewidth=0,
-            )
-        if reference is not None:
-            axes.axvline(factor * reference, color=colours.muted, linestyle="--", linewidth=1.1)
+        _guides(axes, colours, within, reference, factor)
         for marked in (False, True):
             chosen = [number for number, row in enumerate(shown) if row.marked is marked]
             _whiskers(
@@ -396,6 +387,21 @@ def dots(
         axes.set_xlabel(label)
 
     return svg(draw, name, title, height=max(1.6, 0.9 + 0.25 * len(rows)))
+
+
+def _guides(
+    axes: Any,
+    colours: Palette,
+    within: tuple[float, float] | None,
+    reference: float | None,
+    factor: int,
+) -> None:
+    """The band of values that are allowed, and the line they are compared with."""
+    if within is not None:
+        low, high = factor * within[0], factor * within[1]
+        axes.axvspan(low, high, color=colours.series[2], alpha=0.15, linewidth=0)
+    if reference is not None:
+        axes.axvline(factor * reference, color=colours.muted, linestyle="--", linewidth=1.1)
 
 
 def paired_dots(
@@ -426,16 +432,7 @@ def paired_dots(
 
     def draw(axes: Any, colours: Palette) -> None:
         places = np.arange(len(shown), dtype=np.float64)
-        if within is not None:
-            axes.axvspan(
-                factor * within[0],
-                factor * within[1],
-                color=colours.series[2],
-                alpha=0.15,
-                linewidth=0,
-            )
-        if reference is not None:
-            axes.axvline(factor * reference, color=colours.muted, linestyle="--", linewidth=1.1)
+        _guides(axes, colours, within, reference, factor)
         for number, label in enumerate(series):
             _whiskers(
                 axes,

@@ -10,18 +10,15 @@ What a model must do to pass an audit: one TOML file, checked before anything is
 from __future__ import annotations
 
 import hashlib
-import json
-import tomllib
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, Literal, Self
+from typing import Final, Literal, Self
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     PrivateAttr,
-    ValidationError,
     field_validator,
     model_validator,
 )
@@ -30,7 +27,7 @@ from agelens.errors import ArgumentError
 from agelens.evaluation.gate_errors import RULES, ErrorKind
 from agelens.evaluation.metrics import find_metric
 from agelens.evaluation.stress import SLICES, STRESS_METRICS
-from agelens.toml import table_faults
+from agelens.toml import checked_table, parsed_toml
 
 POLICY_SCHEMA: Final = "agelens.audit-policy/1"
 EVERY_COLUMN: Final = "*"
@@ -255,16 +252,8 @@ class AuditPolicy(_Part):
         Raises:
             ArgumentError: See ``load``.
         """
-        try:
-            table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ArgumentError(f"{where}: not valid TOML: {error}") from error
-        # JSON mode is strict about types but takes TOML's arrays for tuples.
-        wire = json.dumps(_with_text_dates(table))
-        try:
-            policy = cls.model_validate_json(wire, strict=True)
-        except ValidationError as error:
-            raise ArgumentError(table_faults(error, table, cls, where)) from error
+        table = parsed_toml(text, where)
+        policy = checked_table(cls, table, where)
         policy._text = text
         return policy
 
@@ -297,12 +286,3 @@ def _read(source: str | Path) -> tuple[str, str]:
         ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ArgumentError(f"{source}: cannot be read as a policy: {error}") from error
-
-
-def _with_text_dates(value: Any) -> Any:
-    """The same with TOML's dates as text, which no key of a policy takes."""
-    if isinstance(value, dict):
-        return {key: _with_text_dates(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_with_text_dates(item) for item in value]
-    return value if isinstance(value, str | int | float | bool) else str(value)

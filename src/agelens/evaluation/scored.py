@@ -163,11 +163,11 @@ class ScoredFaces:
             self,
             audit={name: column[rows] for name, column in self.audit.items()},
             quality={name: column[rows] for name, column in self.quality.items()},
-            **{name: getattr(self, name)[rows] for name in _ROWWISE},
+            **{name: getattr(self, name)[rows] for name in ROWWISE},
         )
 
 
-_ROWWISE: Final = (
+ROWWISE: Final = (
     "names",
     "dataset",
     "age_min",
@@ -183,3 +183,4 @@ _ROWWISE: Final = (
     "detected",
     "answered",
 )
+"""Arrays of ``ScoredFaces`` with a row a face, besides the audit columns and the qualities."""

@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import time
 import zipfile
 import zlib
@@ -40,12 +39,14 @@ from agelens.data.schema import (
     find_row_problems,
     import_pyarrow,
     picture_source,
+    write_bytes,
 )
 from agelens.errors import ArgumentError, DataError, ImageError
 from agelens.estimation import RawOutputs, estimate_in_batches
 from agelens.evaluation.scored import (
     LEVELS,
     QUALITY_MEASURES,
+    ROWWISE,
     UNKNOWN,
     DataFile,
     Floats,
@@ -668,20 +669,8 @@ def data_sha256(file: Path) -> str:
 # --- keeping --------------------------------------------------------------------------------------
 
 _BROKEN: Final = (zipfile.BadZipFile, zlib.error, EOFError)
-_ARRAYS: Final = (
-    "age_min",
-    "age_max",
-    "female_label",
-    "clusters",
-    "decoded_age",
-    "decoded_female",
-    "age",
-    "female",
-    "interval_low",
-    "interval_high",
-    "detected",
-    "answered",
-)
+_TEXTS: Final = ("names", "dataset")
+_ARRAYS: Final = tuple(name for name in ROWWISE if name not in _TEXTS)
 
 
 def save_scored(faces: ScoredFaces, path: Path) -> None:
@@ -700,13 +689,7 @@ def save_scored(faces: ScoredFaces, path: Path) -> None:
     arrays["texts"] = np.frombuffer(json.dumps(texts).encode(), np.uint8)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial.write_bytes(buffer.getbuffer())
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_bytes(path, buffer.getvalue())
 
 
 def load_scored(path: Path) -> ScoredFaces:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -29,7 +28,7 @@ from numpy.typing import NDArray
 from agelens.alignment import CropSpec, align, align_box
 from agelens.analyzer import Analyzer, Cutout
 from agelens.data.duplicates import encoded_picture
-from agelens.data.schema import FaceTable
+from agelens.data.schema import FaceTable, write_bytes
 from agelens.errors import ArgumentError, DataError, ImageError
 from agelens.estimation import estimate_in_batches
 from agelens.evaluation.bootstrap import (
@@ -688,13 +687,7 @@ def _keep(path: Path, key: str, asked: _Asked) -> None:
     arrays["done"] = np.array(asked.done)
     arrays["key"] = np.frombuffer(key.encode(), np.uint8)
     np.savez_compressed(buffer, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        partial_file.write_bytes(buffer.getbuffer())
-        os.replace(partial_file, path)
-    finally:
-        partial_file.unlink(missing_ok=True)
+    write_bytes(path, buffer.getvalue())
 
 
 def _take_kept(path: Path, key: str, asked: _Asked) -> None:

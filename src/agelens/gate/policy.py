@@ -17,8 +17,6 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-import json
-import tomllib
 from collections.abc import Mapping
 from importlib import resources
 from itertools import pairwise
@@ -27,13 +25,13 @@ from typing import Annotated, Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from agelens.data.schema import write_text
 from agelens.errors import ArgumentError
 from agelens.evaluation.signing import canonical_json
 from agelens.results import AGE_COUNT, AgeDistribution
-from agelens.toml import table_faults, toml_text
+from agelens.toml import checked_table, parsed_toml, toml_text
 
 SCHEMA: Final = "agelens.gate-policy/1"
 
@@ -433,10 +431,7 @@ class GatePolicy(_Part):
                 message names each one.
         """
         where, text = _read(source)
-        try:
-            table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ArgumentError(f"{where}: not valid TOML: {error}") from error
+        table = parsed_toml(text, where)
         return cls.from_table(table, where=where)
 
     @classmethod
@@ -450,12 +445,7 @@ class GatePolicy(_Part):
         Raises:
             ArgumentError: A key is unknown or missing, or a value is wrong.
         """
-        # JSON mode is strict about types but takes TOML's arrays for tuples.
-        text = json.dumps(table, default=str)
-        try:
-            return cls.model_validate_json(text, strict=True)
-        except ValidationError as error:
-            raise ArgumentError(table_faults(error, table, cls, where)) from error
+        return checked_table(cls, table, where)
 
     def changed(self, **fields: Any) -> GatePolicy:
         """The same policy with other fields, checked as a whole.

@@ -16,19 +16,18 @@ Imports no torch, so that a command line can check a recipe without it.
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Literal, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from agelens.data.augmentation import AugmentationSettings
 from agelens.errors import ArgumentError
 from agelens.results import AGE_COUNT
-from agelens.toml import table_faults, toml_text
+from agelens.toml import checked_table, parsed_toml, toml_text
 
 SCHEMA: Final = "agelens.recipe/1"
 
@@ -437,10 +436,7 @@ class Recipe(_Part):
                 message names each one.
         """
         where, text = _read(source)
-        try:
-            table = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise ArgumentError(f"{where}: not valid TOML: {error}") from error
+        table = parsed_toml(text, where)
         for override in overrides:
             _override(table, override)
         return cls.from_table(table, where=where)
@@ -456,12 +452,7 @@ class Recipe(_Part):
         Raises:
             ArgumentError: A key is unknown or missing, or a value is wrong.
         """
-        # JSON mode is strict about types but takes TOML's arrays for tuples.
-        text = json.dumps(table, default=str)
-        try:
-            return cls.model_validate_json(text, strict=True)
-        except ValidationError as error:
-            raise ArgumentError(table_faults(error, table, cls, where)) from error
+        return checked_table(cls, table, where)
 
     def to_table(self) -> dict[str, Any]:
         """The recipe as plain values; what is None is left out."""
