@@ -12,7 +12,7 @@ demo: $(VENV)/.core
 	$(BIN)/agelens analyze $(PHOTOS) --annotate demo
 	@echo "Annotated pictures: demo/astronaut.jpg, demo/hopper.jpg, demo/group.jpg"
 
-test: $(VENV)/.dev
+test: $(VENV)/.dev $(VENV)/.debian
 	$(BIN)/python -m pytest -q
 
 lint: $(VENV)/.dev
@@ -47,6 +47,15 @@ $(VENV)/bin/python:
 
 $(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt -e .
+	@touch $@
+
+# Programs that tests drive; where they cannot be installed, those tests are skipped and say why.
+PROGRAMS := chromium nginx
+$(VENV)/.debian: $(VENV)/bin/python
+	@if ! which $(PROGRAMS) >/dev/null && which apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+	  apt-get -qq install -y --no-install-recommends $(PROGRAMS) fonts-dejavu-core >/dev/null; fi
+	@which $(PROGRAMS) >/dev/null || echo "Not installed, and their tests are skipped: $(PROGRAMS)"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
