@@ -126,8 +126,11 @@ def test_an_earlier_audit_is_compared_with(failed: tuple[Path, Outcome], room: P
     done = audited(room, "easy.toml", "--out", room / "after", "--before", before)
 
     assert done.status == 0
-    assert "2 failing; now 0: 2 mended, 0 new" in words(done)
-    assert "mended: gender_accuracy, race one" in words(done)
+    assert "2 failing; now 0: 2 no longer failing, 0 new" in words(done)
+    assert "no longer failing: gender_accuracy, race one (limit: " in words(done)
+    assert "the audit before was by another policy: what no longer fails may only not" in words(
+        done
+    )
 
 
 def test_changed_pictures_are_tried_where_the_policy_has_limits_on_them(

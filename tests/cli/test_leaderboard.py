@@ -117,6 +117,7 @@ def test_peers_that_are_missing_are_told_and_are_no_error(data: Path, models: st
     [
         (("nowhere.parquet",), "nowhere.parquet"),
         (("{data}", "--models", "nowhere"), "no model named 'nowhere'"),
+        (("{data}", "--audit", "tribe"), "the data has no audit column 'tribe'"),
     ],
 )
 def test_wrong_input_is_named(arguments: tuple[str, ...], message: str, data: Path) -> None:

@@ -201,6 +201,17 @@ def test_an_unsigned_audit_is_refused(tmp_path: Path, network: Path) -> None:
         verify_audit(path, bundle=bundle, now=LATER)
 
 
+def test_groups_that_the_policy_asks_for_may_not_be_left_out(tmp_path: Path, network: Path) -> None:
+    bundle = find_model(str(network))
+    policy = AuditPolicy.load("strict")
+    few = sign(document(bundle, settings={"min_cell": policy.min_cell + 1}))
+    path = written(tmp_path / "a.json", few)
+
+    with pytest.raises(AuditError, match="left out groups of fewer than 31 faces"):
+        verify_audit(path, bundle=bundle, policy=policy, now=LATER)
+    assert verify_audit(path, bundle=bundle, now=LATER).passed
+
+
 def test_another_key_is_not_trusted(tmp_path: Path, network: Path) -> None:
     bundle = find_model(str(network))
     signing_key()

@@ -286,18 +286,39 @@ def _print(result: AuditResult) -> None:
 
 
 def _print_change(result: AuditResult, before: dict[str, Any]) -> None:
-    """What failed before and what fails now, by cell and figure."""
-    now = {(failure.cell, failure.metric, failure.limit) for failure in result.failures}
+    """What failed before and what fails now, by cell, figure and limit."""
+    now = {(one.cell, one.metric, one.limit) for one in result.failures}
     then = {(one["cell"], one["metric"], one["limit"]) for one in before["failures"]}
     console = output_console()
     console.print(
         f"before ({escape(before['model']['name'])}, {before['created'][:10]}): "
-        f"{len(then)} failing; now {len(now)}: {len(then - now)} mended, {len(now - then)} new",
+        f"{len(then)} failing; now {len(now)}: {len(then - now)} no longer failing, "
+        f"{len(now - then)} new",
         soft_wrap=True,
     )
-    for word, changed in (("mended", then - now), ("new", now - then)):
-        for cell, metric, _ in sorted(changed):
-            console.print(f"  {word}: {escape(metric)}, {escape(cell)}", soft_wrap=True)
+    other = [
+        word
+        for word, same in (
+            ("policy", before["policy"]["sha256"] == result.policy.sha256),
+            ("data", {one["sha256"] for one in before["data"]} == _data_sha256(result)),
+        )
+        if not same
+    ]
+    if other:
+        console.print(
+            f"  [yellow]the audit before was by another {' and other '.join(other)}: what no "
+            "longer fails may only not have been asked[/]",
+            soft_wrap=True,
+        )
+    for word, changed in (("no longer failing", then - now), ("new", now - then)):
+        for cell, metric, limit in sorted(changed):
+            console.print(
+                f"  {word}: {escape(metric)}, {escape(cell)} (limit: {limit})", soft_wrap=True
+            )
+
+
+def _data_sha256(result: AuditResult) -> set[str]:
+    return {file.sha256 for file in result.faces.provenance.data}
 
 
 # --- verifying ------------------------------------------------------------------------------------

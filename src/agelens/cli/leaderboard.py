@@ -44,8 +44,11 @@ def leaderboard(
         str, typer.Option(help="The models' detector: default, none, or insightface:DIR.")
     ] = "default",
     audit: Annotated[
-        str, typer.Option(help="Audit column for the gap between groups, where the data has it.")
-    ] = "race",
+        str | None,
+        typer.Option(
+            help="Audit column for the gap between groups.", show_default="race, where there is one"
+        ),
+    ] = None,
     samples: Annotated[
         int, typer.Option(min=1, help="Bootstrap draws behind the 95 % intervals.")
     ] = 1000,

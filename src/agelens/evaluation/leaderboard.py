@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from agelens import __version__
 from agelens.bundle import Bundle, find_model, list_models
 from agelens.data.schema import FaceTable, file_sha256, write_bytes, write_text
-from agelens.errors import DataError, LicenceNotAccepted, ModelError
+from agelens.errors import ArgumentError, DataError, LicenceNotAccepted, ModelError
 from agelens.evaluation.bootstrap import DEFAULT_SAMPLES, Draws, Estimate, weights
 from agelens.evaluation.gate_errors import RULES
 from agelens.evaluation.metrics import Metric, find_metric, measure_one, weighted_mean
@@ -242,7 +242,7 @@ def run_leaderboard(
     options: ScoringOptions | None = None,
     flip: bool = False,
     kept: Path | None = None,
-    audit: str = "race",
+    audit: str | None = None,
     samples: int = DEFAULT_SAMPLES,
     seed: int = 0,
     progress: Progress | None = None,
@@ -256,7 +256,7 @@ def run_leaderboard(
         options: How faces are put to the models.
         flip: Each model a second time, averaged with the mirrored face.
         kept: Folder for the answers of each: an interrupted run goes on from there.
-        audit: Audit column for the gap between groups, where the data has it.
+        audit: Audit column for the gap between groups; None takes "race" where there is one.
         samples: Bootstrap draws.
         seed: Of the draws.
         progress: Told whose faces are done.
@@ -268,6 +268,11 @@ def run_leaderboard(
         DataError: The data has no faces or no labels, or no face is answered by all.
         ModelError: A model that was named cannot be used, or none can.
     """
+    there = FaceTable.open(data).audit
+    if audit is not None and audit not in there:
+        raise ArgumentError(
+            f"the data has no audit column {audit!r}; there are: {', '.join(there) or 'none'}"
+        )
     chosen = replace(options or ScoringOptions(), timed=True)
     entries: list[Entry] = []
     answers: list[ScoredFaces | None] = []
@@ -287,7 +292,8 @@ def run_leaderboard(
         entry, faces = _score_peer(peer, data, reference, chosen, kept, progress)
         entries.append(entry)
         answers.append(faces)
-    shown = columns(audit if audit in reference.audit else None)
+    column = audit or ("race" if "race" in reference.audit else None)
+    shown = columns(column)
     common = _answered_by_all([faces for faces in answers if faces is not None])
     draws = weights(reference.take(common).clusters, samples, seed)
     measured = [

@@ -317,6 +317,12 @@ def verify_audit(
             f"{_short(content['policy']['sha256'])}) than {policy.name!r} "
             f"({_short(policy.sha256)}); audit the model by this policy"
         )
+    settings = content.get("settings", {})
+    if policy is not None and settings.get("min_cell", policy.min_cell) > policy.min_cell:
+        raise AuditError(
+            f"{path}: it left out groups of fewer than {settings['min_cell']} faces, and "
+            f"{policy.name!r} asks for those of {policy.min_cell} and more; leave out --min-cell"
+        )
     return verified
 
 
