@@ -72,6 +72,17 @@ def test_a_column_with_a_value_a_face_is_no_audit_column(faces: ScoredFaces) -> 
     assert any("'file' has 700 values" in note for note in found.notes)
 
 
+def test_a_column_named_age_does_not_replace_the_age_bands(
+    faces: ScoredFaces, result: EvaluationResult
+) -> None:
+    column = np.array(["young", "old"] * 350, dtype=object)
+
+    found = evaluate(replace(faces, audit={"age": column}), samples=5)
+
+    assert [one.value for one in found.groups["age"]] == [one.value for one in result.groups["age"]]
+    assert any("column 'age' is not taken" in note for note in found.notes)
+
+
 def test_reliability_is_that_of_scikit_learn(faces: ScoredFaces, result: EvaluationResult) -> None:
     observed, predicted = calibration_curve(faces.female_label, faces.female, n_bins=10)
     bins = result.reliability["female"]

@@ -301,7 +301,9 @@ def _groups(
     notes = []
     for name, column in columns.items():
         values = {value for value in column.tolist() if value is not None}
-        if len(values) > MOST_GROUPS:
+        if name in groups:
+            notes.append(f"column {name!r} is not taken: the groups by age bands have that name")
+        elif len(values) > MOST_GROUPS:
             notes.append(
                 f"column {name!r} has {len(values):,} values, more than {MOST_GROUPS}: not taken "
                 "as an audit column"
