@@ -6,6 +6,7 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,10 +21,13 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 import onnx_models
+from agelens import Analyzer
 from agelens.data.schema import FaceRecord, FaceWriter
+from agelens.evaluation.signing import public_key_text
 from agelens.gate.policy import GatePolicy
 from command_line import agelens
 from data.pictures import blob, encoded
+from gate.papers import write_audit
 
 SIZE = 16
 YEARS_PER_STEP = 0.5
@@ -128,11 +132,14 @@ def test_every_option_that_the_page_gives_to_the_gate_exists(command: str) -> No
         assert set(re.findall(r"(?<= )--[a-z-]+", line)) <= known
 
 
-def test_the_policy_of_the_page_is_a_policy(tmp_path: Path) -> None:
-    (written,) = re.findall(r"```toml\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL)
-    (tmp_path / "policy.toml").write_text(written)
+def test_the_policies_of_the_page_are_policies(tmp_path: Path) -> None:
+    found = []
+    for written in re.findall(r"```toml\n(.*?)```", PAGE.read_text("utf-8"), re.DOTALL):
+        (tmp_path / "policy.toml").write_text(written)
+        policy = GatePolicy.load(tmp_path / "policy.toml")
+        found.append((policy.name, policy.admit))
 
-    assert GatePolicy.load(tmp_path / "policy.toml").name == "kiosk-18"
+    assert found == [("kiosk-18", "over"), ("children-13", "under")]
 
 
 def test_fit_writes_a_policy_and_its_price(folder: Path) -> None:
@@ -156,7 +163,7 @@ def test_fit_prints_rule_promises_and_price(folder: Path) -> None:
     assert "Accepted when the estimated probability of being 18 or over is" in printed
     assert "13 to 17, gender=female" in printed
     assert "price of other limits" in printed
-    assert "of those of age in these data are not accepted at once" in printed
+    assert "of those 18 or over in these data are not accepted at once" in printed
 
 
 def test_fit_without_out_prints_the_policy_as_toml(folder: Path) -> None:
@@ -194,6 +201,17 @@ def test_fit_with_too_few_minors_refuses_with_the_numbers(folder: Path) -> None:
         (("--base", "nowhere.toml"), "nowhere.toml: no such policy"),
         (("--base", "shop-18", "--required-age", "21"), "that policy is for 18"),
         (("--base", "challenge-25", "--rule", "probability"), "has the rule 'challenge'"),
+        (("--base", "site-18", "--admit", "under"), "that policy has admit = 'over'"),
+        (("--admit", "under", "--rule", "challenge"), "--admit under and --rule challenge do not"),
+        (("--max-false-accept", "5"), "--max-false-accept must be between 0 and 1, got 5; 5 % is"),
+        (("--confidence", "2"), "--confidence must be between 0 and 1, got 2"),
+        (("--max-false-refuse", "-1"), "--max-false-refuse must be between 0 and 1, got -1"),
+        (("--minor-band", "15-19"), "--minor-band must rise and stay within 0 to 17, got 15 to 19"),
+        (("--adult-band", "30-20"), "--adult-band must rise and stay within 18 to 100"),
+        (("--admit", "under", "--adult-band", "9-20"), "--adult-band must rise and stay within 18"),
+        (("--name", "n" * 81), "--name must have 1 to 80 characters, got 81"),
+        (("--out", "."), "--out .: is a folder; name a file for the policy"),
+        (("--keep", "."), "--keep .: is a folder; name a file for the answers"),
     ],
 )
 def test_wrong_options_are_refused_before_any_face_is_read(
@@ -203,6 +221,200 @@ def test_wrong_options_are_refused_before_any_face_is_read(
 
     assert done.status == 2
     assert message in done.err.replace("\n", " ")
+
+
+@pytest.mark.parametrize("by", ["nosuch", "gender,nosuch", "race+nosuch"])
+@pytest.mark.parametrize("command", ["fit", "report"])
+def test_a_column_that_is_not_in_the_data_is_named_before_any_face_is_asked_about(
+    folder: Path, tmp_path: Path, command: str, by: str
+) -> None:
+    more = ("--policy", folder / "policy.toml", "--out", tmp_path / "out") * (command == "report")
+
+    done = agelens(
+        *("gate", command, tmp_path / "no model.onnx", folder / "test.parquet", "--by", by), *more
+    )
+
+    assert done.status == 2
+    said = " ".join(done.err.split())
+    assert f"--by {by}: there is no column 'nosuch' in the data; there are: gender, race" in said
+
+
+def test_a_file_of_something_else_is_not_taken_for_kept_answers(
+    folder: Path, tmp_path: Path
+) -> None:
+    foreign = tmp_path / "thesis.npz"
+    for content in (b"years of work", (folder / "policy.toml").read_bytes()):
+        foreign.write_bytes(content)
+
+        done = agelens(
+            *("gate", "fit", folder / "small.onnx", folder / "test.parquet"),
+            *("--detector", "none", "--keep", foreign),
+        )
+
+        assert done.status == 2
+        said = " ".join(done.err.split())
+        assert "thesis.npz: is no file of kept answers, or a broken one; name another path" in said
+        assert not re.search("delete|pickle", said)
+        assert foreign.read_bytes() == content
+
+
+@pytest.mark.parametrize("columns", [30, 80])
+def test_no_figure_is_cut_however_narrow_the_terminal(folder: Path, columns: int) -> None:
+    fit = (
+        *("gate", "fit", folder / "small.onnx", folder / "val.parquet", "--detector", "none"),
+        *("--by", "gender", "--out", folder / "narrow.toml", "--keep", folder / "val.npz"),
+    )
+    report = (
+        *("gate", "report", folder / "small.onnx", folder / "val.parquet", "--by", "gender,race"),
+        *("--policy", folder / "policy.toml", "--out", folder / "wide", "--samples", "20"),
+        *("--keep", folder / "val.npz"),
+    )
+    for arguments in (fit, report):
+        wide, narrow = (agelens(*arguments, columns=width) for width in (300, columns))
+
+        assert narrow.out.split() == wide.out.split()
+        assert "…" not in narrow.out
+
+
+def test_a_policy_that_cannot_be_reported_on_is_refused_before_any_face_is_read(
+    folder: Path, tmp_path: Path
+) -> None:
+    def refused(model: str | Path, policy: str | Path) -> str:
+        done = agelens(
+            *("gate", "report", model, tmp_path / "nothing.parquet", "--policy", policy),
+            *("--out", tmp_path / "papers"),
+        )
+        assert done.status == 2
+        return " ".join(done.err.split())
+
+    assert "shop-18: the policy has no threshold yet" in refused(folder / "small.onnx", "shop-18")
+    assert "the policy was fitted for small@2.1" in refused("cc0", folder / "policy.toml")
+
+
+def test_report_says_that_there_is_no_audit(folder: Path, tmp_path: Path) -> None:
+    policy = GatePolicy.load(folder / "policy.toml")
+    override = {"text": "Trial week, staff check everybody.", "name": "A. Keeper"}
+    policy.save(tmp_path / "shut.toml")
+    policy.changed(override={**override, "date": "2026-11-24"}).save(tmp_path / "open.toml")
+
+    def printed(name: str) -> str:
+        done = agelens(
+            *("gate", "report", folder / "small.onnx", folder / "val.parquet", "--by", ""),
+            *("--policy", tmp_path / name, "--out", tmp_path / "papers", "--samples", "20"),
+            *("--keep", folder / "val.npz"),
+        )
+        assert done.status == 0, done.err
+        return " ".join(done.out.split())
+
+    shut = printed("shut.toml")
+    assert "no valid audit, the gate stays shut: there is no audit at" in shut
+    assert f"make one with `agelens audit {folder / 'small.onnx'} DATA --out FOLDER`" in shut
+    assert "no valid audit, the gate opens on the override of A. Keeper only" in printed(
+        "open.toml"
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"verdict": "failed"}, "the gate stays shut: small@2.1 failed the audit by the policy"),
+        ({"days": 40}, "the gate stays shut: the audit of small@2.1 is from"),
+        ({"days": 100}, "the gate stays shut: "),
+        ({}, "audit passed by the policy 'strict', holds until"),
+    ],
+    ids=["failed", "older than the policy takes", "expired", "passed"],
+)
+@pytest.mark.parametrize("given", [False, True], ids=["of the policy", "--audit"])
+def test_report_says_on_what_the_gate_will_open(
+    folder: Path, tmp_path: Path, fields: dict[str, Any], words: str, given: bool
+) -> None:
+    pytest.importorskip("cryptography", reason="needs the 'gate' extra")
+    policy = GatePolicy.load(folder / "policy.toml")
+    policy.changed(audit={"max_age_days": 30}).save(tmp_path / "policy.toml")
+    path = tmp_path / ("elsewhere.json" if given else "audit.json")
+    write_audit(path, Analyzer(model=str(folder / "small.onnx"), detector="none"), **fields)
+
+    done = agelens(
+        *("gate", "report", folder / "small.onnx", folder / "val.parquet", "--by", ""),
+        *("--policy", tmp_path / "policy.toml", "--out", tmp_path / "papers", "--samples", "20"),
+        *("--keep", folder / "val.npz", *(("--audit", path) * given)),
+    )
+
+    if given and fields.get("days") == 100:
+        assert done.status == 2
+        assert "expired" in done.err
+    else:
+        assert words in " ".join(done.out.split())
+
+
+def test_report_finds_the_auditors_key_beside_the_policy(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="needs the 'gate' extra")
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+    key = Ed25519PrivateKey.generate()
+    (tmp_path / "auditor.pub").write_text(public_key_text(key))
+    write_audit(
+        tmp_path / "audit.json",
+        Analyzer(model=str(folder / "small.onnx"), detector="none"),
+        key=key,
+    )
+    policy = GatePolicy.load(folder / "policy.toml").changed(audit={"key": "auditor.pub"})
+    policy.save(tmp_path / "policy.toml")
+
+    done = agelens(
+        *("gate", "report", folder / "small.onnx", folder / "val.parquet", "--by", ""),
+        *("--policy", tmp_path / "policy.toml", "--out", tmp_path / "papers", "--samples", "20"),
+        *("--keep", folder / "val.npz"),
+    )
+
+    assert "audit passed by the policy 'strict'" in done.out
+
+
+def test_report_names_the_promises_that_it_cannot_check(folder: Path, tmp_path: Path) -> None:
+    with FaceWriter(tmp_path / "plain.parquet") as writer:
+        for row in range(20):
+            image = picture(7000 + row, 14.0)
+            writer.write(FaceRecord("ours", f"{row}.png", image=image, age_min=14, age_max=14))
+
+    done = agelens(
+        *("gate", "report", folder / "small.onnx", tmp_path / "plain.parquet", "--by", ""),
+        *("--policy", folder / "policy.toml", "--out", tmp_path / "papers", "--samples", "20"),
+    )
+
+    said = " ".join(done.out.split())
+    assert "not checked, for there are no such faces here: under 18, gender=female" in said
+    assert "every promise" not in said
+
+
+def test_a_gate_for_the_young_is_fitted_reported_and_told_apart(
+    folder: Path, tmp_path: Path
+) -> None:
+    fitted = agelens(
+        *("gate", "fit", folder / "small.onnx", folder / "val.parquet", "--detector", "none"),
+        *("--admit", "under", "--out", tmp_path / "young.toml", "--keep", folder / "val.npz"),
+        *("--max-false-accept", "0.1"),
+    )
+    assert fitted.status == 0, fitted.err
+    assert "Accepted when the estimated probability of being under 18 is" in fitted.out
+    assert "of those under 18 in these data are not accepted at once" in fitted.out
+
+    done = agelens(
+        *("gate", "report", folder / "small.onnx", folder / "test.parquet", "--by", ""),
+        *("--policy", tmp_path / "young.toml", "--out", tmp_path / "papers", "--samples", "50"),
+        *("--operator", "Playground"),
+    )
+
+    assert done.status == 0, done.err
+    assert "every promise of the fit holds on these faces" in done.out
+    policy = GatePolicy.load(tmp_path / "young.toml")
+    assert (policy.admit, policy.name, policy.required_age) == ("under", "under-18", 18)
+    wire = json.loads((tmp_path / "papers" / "gate-report.json").read_text())
+    assert {tuple(one["ages"]) for one in wire["decisions"] if one["kept_out"]} == {
+        (18, 100),
+        (18, 22),
+    }
+    notice = (tmp_path / "papers" / "notice.html").read_text()
+    assert "Playground must not let in anybody 18 or over" in notice
 
 
 def test_report_measures_other_faces_and_fills_the_papers(folder: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,8 @@ def test_an_adult_is_accepted_with_status_0(door: Any) -> None:
 
     assert done.status == 0, done.err
     assert done.out.splitlines()[0] == "accept"
-    assert "clearly over 18" in done.out
-    assert "probability of 18 or over: at least 0.9" in done.out
+    assert "clearly 18 or over" in done.out
+    assert "probability of being 18 or over: at least 0.9" in done.out
 
 
 @pytest.mark.parametrize(
@@ -68,6 +69,78 @@ def test_everybody_else_has_status_1_and_the_outcome_printed(
 
     assert done.status == 1
     assert done.out.splitlines()[0] == outcome
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["missing.jpg"], r"missing\.jpg: cannot be read \(No such file or directory\)"),
+        ([ADULT, "missing.jpg"], r"missing\.jpg: cannot be read"),
+        (["shots"], r"shots: is a folder; name the frames of one person, or a video"),
+        ([ADULT, "walk.mp4"], r"walk\.mp4: a video is given by itself"),
+    ],
+    ids=["missing", "one of two missing", "folder", "video beside a picture"],
+)
+def test_a_slip_of_the_operator_is_no_decision_and_is_not_recorded(
+    door: Any, tmp_path: Path, given: list[str | Path], words: str
+) -> None:
+    policy = door(journal={"path": "gate.jsonl"})
+    (tmp_path / "shots").mkdir()
+    (tmp_path / "walk.mp4").write_bytes(b"frames")
+    agelens("gate", "check", ADULT, "--policy", policy)
+    before = (tmp_path / "gate.jsonl").read_bytes()
+
+    done = agelens("gate", "check", *(tmp_path / path for path in given), "--policy", policy)
+
+    assert done.status == 2
+    assert done.out == ""
+    assert re.search(words, " ".join(done.err.split()))
+    assert (tmp_path / "gate.jsonl").read_bytes() == before
+
+
+def test_a_file_that_is_no_picture_is_recorded_without_its_name_or_content(
+    door: Any, tmp_path: Path
+) -> None:
+    policy = door(journal={"path": "gate.jsonl"})
+    named = tmp_path / "jane-doe.jpg"
+    for content in (b"jane-doe 1990", ADULT.read_bytes(), GROUP.read_bytes()):
+        named.write_bytes(content)
+        agelens("gate", "check", named, "--policy", policy)
+
+    record = (tmp_path / "gate.jsonl").read_text()
+    reasons = [json.loads(line)["reasons"] for line in record.splitlines()[1:]]
+
+    assert "jane" not in record
+    assert "1990" not in record
+    assert [[one["code"] for one in found] for found in reasons] == [
+        ["unreadable"],
+        ["over_limit"],
+        ["second_face"],
+    ]
+    assert [one["text"] for found in reasons for one in found] == [
+        "not a readable picture: 1 of 1 frames",
+        "clearly 18 or over",
+        "more than one face in 1 of 1 frames",
+    ]
+
+
+def test_a_gate_for_the_young_says_so(door: Any) -> None:
+    done = agelens("gate", "check", ADULT, "--policy", door(admit="under"))
+
+    assert done.status == 1
+    assert done.out.splitlines()[0] == "refuse"
+    assert "clearly not under 18" in done.out
+    assert "probability of being under 18: at least 0" in done.out
+
+
+@pytest.mark.parametrize("liveness", ["none", "consistency"])
+def test_moves_at_a_gate_that_does_not_look_at_them_are_refused(door: Any, liveness: str) -> None:
+    policy = door(liveness=liveness)
+
+    done = agelens("gate", "check", ADULT, "--policy", policy, "--moves", "left,right")
+
+    assert done.status == 2
+    assert f"--moves left,right: door has liveness = '{liveness}'" in " ".join(done.err.split())
 
 
 def test_json_is_the_decision_on_one_line(door: Any) -> None:
@@ -156,15 +229,29 @@ def test_a_token_is_printed_and_verifies_from_the_published_keys(door: Any, tmp_
 def test_keys_are_made_rotated_and_published(tmp_path: Path) -> None:
     folder = tmp_path / "keys"
     first = agelens("gate", "keys", "init", folder).out.split()[-1]
-    second = agelens("gate", "keys", "rotate", folder).out.split()[-1]
+    rotated = agelens("gate", "keys", "rotate", folder).out.splitlines()
+    second = rotated[0].removeprefix("signing key ")
     agelens("gate", "keys", "jwks", folder, "-o", tmp_path / "jwks.json")
 
     kids = [jwk["kid"] for jwk in json.loads((tmp_path / "jwks.json").read_text())["keys"]]
     assert kids == [second, first]
-    third = agelens("gate", "keys", "rotate", folder, "--now").out.split()[-1]
-    printed = json.loads(agelens("gate", "keys", "jwks", folder).out)
-    assert third in {jwk["kid"] for jwk in printed["keys"]}
-    assert second not in {jwk["kid"] for jwk in printed["keys"]}
+    (line,) = rotated[1:]
+    until = datetime.strptime(line, f"{first} verifies until %Y-%m-%d %H:%M:%S UTC")
+    left = until.replace(tzinfo=UTC) - datetime.now(UTC)
+    assert timedelta(hours=23, minutes=59) < left <= timedelta(hours=24)
+
+
+def test_after_a_theft_no_earlier_key_is_published_and_that_is_said(tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    agelens("gate", "keys", "init", folder)
+    agelens("gate", "keys", "rotate", folder)
+    assert len(agelens("gate", "keys", "rotate", folder).out.splitlines()) == 3
+
+    signing, said = agelens("gate", "keys", "rotate", folder, "--now").out.splitlines()
+
+    published = json.loads(agelens("gate", "keys", "jwks", folder).out)
+    assert [jwk["kid"] for jwk in published["keys"]] == [signing.removeprefix("signing key ")]
+    assert said == "no earlier key verifies any more"
 
 
 def test_keys_are_not_overwritten(tmp_path: Path) -> None:

@@ -556,6 +556,28 @@ def test_a_change_of_person_within_the_challenge_does_not_open_it(active: Gate) 
     assert {"jump", "person_changed"} & set(reason_codes(decision))
 
 
+@pytest.mark.parametrize("liveness", ["none", "consistency"])
+def test_moves_that_nothing_would_look_at_are_not_asked_for(opened: Opener, liveness: str) -> None:
+    stranger = Challenge.draw(2, time_limit_s=30)
+    with opened(liveness=liveness, journal={"path": "j"}) as gate:
+        with pytest.raises(ArgumentError, match=rf"liveness = '{liveness}', so nothing looks"):
+            gate.challenge()
+        with pytest.raises(ArgumentError, match=rf"liveness = '{liveness}', so nothing looks"):
+            gate.challenge_of(MOVES)
+        with pytest.raises(ArgumentError, match="leave the challenge out"):
+            gate.decide(ADULT, challenge=stranger)
+
+        assert gate.journal is not None
+        assert gate.journal.count == 1
+
+
+def test_a_detector_of_others_may_look_at_the_moves(opened: Opener) -> None:
+    with opened(options={"detectors": [Suspicious()]}) as gate:
+        decision = gate.decide(ADULT, challenge=gate.challenge())
+
+    assert reason_codes(decision) == ["mask"]
+
+
 def test_endless_frames_do_not_answer_a_challenge(active: Gate) -> None:
     with active as gate, pytest.raises(ArgumentError, match="more than 300 frames"):
         gate.decide([blank(32)] * 301, challenge=gate.challenge())
@@ -643,6 +665,42 @@ def test_a_gate_that_cannot_sign_its_tokens_does_not_open(opened: Opener) -> Non
         opened(token=TOKEN)
 
 
+# --- a gate for the young -------------------------------------------------------------------------
+
+
+def test_a_gate_for_the_young_lets_in_who_is_clearly_under_the_age(
+    opened: Opener, tmp_path: Path
+) -> None:
+    keys = TokenKeys.create(tmp_path / "gate-keys")
+    with opened(required_age=90, admit="under", token=TOKEN, journal={"path": "j"}) as gate:
+        decision = gate.decide(ADULT, nonce="once")
+
+    assert decision.outcome == "accept"
+    assert decision.reasons == (Reason("over_limit", "clearly under 90"),)
+    assert decision.confidence is not None
+    assert decision.confidence >= 0.9
+    record = json.loads((tmp_path / "j").read_bytes().splitlines()[-1])
+    assert (record["required_age"], record["admit"]) == (90, "under")
+    assert decision.token is not None
+    with ReplayCache() as replays:
+        verifier = TokenVerifier(keys.jwks(), replays=replays, **TOKEN)
+        claims = verifier.verify(decision.token.text, nonce="once", under=90)
+    assert (claims.under, claims.over) == (90, None)
+
+
+def test_a_gate_for_the_young_keeps_a_grown_up_out(opened: Opener) -> None:
+    with opened(required_age=18, admit="under") as gate:
+        refused = gate.decide(ADULT)
+    with opened(required_age=18, admit="under", refuse_below=None) as gate:
+        sent_on = gate.decide(ADULT)
+
+    assert refused.outcome == "refuse"
+    assert refused.reasons[0].text == "clearly not under 18"
+    assert refused.confidence == 0.0
+    assert sent_on.outcome == "step_up"
+    assert sent_on.reasons[0].text == "not sure enough to say under 18"
+
+
 # --- the record -----------------------------------------------------------------------------------
 
 
@@ -683,7 +741,7 @@ def test_the_record_names_policy_model_and_audit_and_nothing_of_the_face(
     assert sorted(record) == sorted(
         [
             *("seq", "prev", "schema", "id", "time", "outcome", "reasons", "confidence", "frames"),
-            *("used", "required_age", "policy", "model", "audit", "override", "liveness"),
+            *("used", "required_age", "admit", "policy", "model", "audit", "override", "liveness"),
             *("token", "agelens"),
         ]
     )

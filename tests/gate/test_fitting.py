@@ -16,6 +16,7 @@ pytest.importorskip("scipy", reason="needs the 'gate' extra")
 from scipy.stats import beta, binom
 
 from agelens.errors import ArgumentError, DataError
+from agelens.evaluation.scored import ScoredFaces
 from agelens.gate.fitting import fit_gate, highest_refusal, limits, lowest_limit
 from agelens.gate.measuring import errors_allowed, measure_gate
 from agelens.gate.policy import GatePolicy
@@ -218,6 +219,8 @@ def test_without_adults_there_is_no_price() -> None:
         ({"minors": (15, 19)}, "the band minors must rise and stay within 0 to 17"),
         ({"adults": (17, 20)}, "the band adults must rise and stay within 18 to 100"),
         ({"by": ["skin"]}, "no column 'skin'"),
+        ({"admit": "under", "rule": "challenge"}, "does not go with rule = 'challenge'"),
+        ({"admit": "under", "minors": (15, 19)}, "the band minors must rise and stay within 0 to"),
     ],
 )
 def test_wrong_question_is_refused(options: dict[str, Any], message: str) -> None:
@@ -382,3 +385,130 @@ def test_fitted_policy_survives_being_written(tmp_path: Any) -> None:
     policy.save(tmp_path / "policy.toml")
 
     assert GatePolicy.load(tmp_path / "policy.toml").sha256 == policy.sha256
+
+
+@pytest.mark.parametrize("required_age", [18, 21])
+def test_name_and_summary_of_a_challenge_speak_of_the_fitted_age(required_age: int) -> None:
+    rng = np.random.default_rng(14)
+    # The expected age is 10 + 20 P; for the bound it has to be a little under 20, or 28.
+    top = 0.5 if required_age == 18 else 0.95
+    faces = faces_with(
+        np.concatenate([rng.uniform(0, top, 300), np.full(200, 0.99)]),
+        np.concatenate([np.full(300, required_age - 2), np.full(200, 40)]),
+    )
+    base = GatePolicy.load("challenge-25").changed(required_age=required_age)
+
+    fit = fit_gate(faces, base=base)
+    policy, age = fit.policy, f"{fit.policy.challenge_age:g}"
+
+    assert age not in ("25", "18", "21")
+    assert policy.name == f"challenge-{age}"
+    assert policy.summary == (
+        f"The retail rule 'who looks under {age} shows a document': accept from an expected age of "
+        f"{age}."
+    )
+    assert any(f"is 25, the fitted one {age}" in note for note in fit.notes)
+    assert GatePolicy.from_table(policy.to_table()) == policy
+
+
+def test_a_name_that_is_given_or_says_nothing_of_the_buffer_age_is_kept() -> None:
+    faces = crowd(np.random.default_rng(20), 300, 300)
+    base = GatePolicy.load("challenge-25")
+
+    def named(**fields: Any) -> str:
+        options = {"name": fields.pop("given", None)}
+        return fit_gate(faces, base=base.changed(**fields), **options).policy.name
+
+    assert named(given="door 25") == "door 25"
+    assert named(name="kiosk-18, room 1.25") == "kiosk-18, room 1.25"
+    assert named(name="room 125") == "room 125"
+
+
+# --- keeping grown-ups out ------------------------------------------------------------------------
+
+
+def mirrored(faces: ScoredFaces) -> ScoredFaces:
+    """The same crowd on the other side of 18: 17 for 18, 13 for 22, and the chances likewise."""
+    return faces_with(
+        1 - faces.age[:, 18:].sum(axis=1),
+        35 - faces.age_min,
+        female=faces.female_label,
+        clusters=faces.clusters,
+    )
+
+
+def test_keeping_grown_ups_out_is_keeping_minors_out_in_a_mirror() -> None:
+    rng = np.random.default_rng(21)
+    over = np.concatenate([rng.beta(1, 3, 300), rng.beta(3, 1, 400)])
+    ages = np.concatenate([rng.integers(13, 18, 300), rng.integers(18, 36, 400)])
+    faces = faces_with(over, ages, female=rng.integers(0, 2, 700))
+
+    straight = fit_gate(faces, by=["gender"]).policy
+    turned = fit_gate(mirrored(faces), by=["gender"], admit="under").policy
+
+    assert turned.threshold == straight.threshold
+    assert turned.refuse_below == pytest.approx(straight.refuse_below, abs=1.01e-4)
+    assert turned.fit is not None
+    assert straight.fit is not None
+    assert turned.fit.minor_band == (11, 17)
+    assert turned.fit.adult_band == (18, 22)
+    assert [(one.error, one.group, one.faces, one.errors) for one in turned.fit.promises] == [
+        (one.error, one.group, one.faces, one.errors) for one in straight.fit.promises
+    ]
+    assert {one.ages for one in turned.fit.promises} == {(18, 100), (18, 22), (0, 17), (11, 17)}
+
+
+def test_limit_for_the_young_is_that_of_learn_then_test_word_by_word() -> None:
+    rng = np.random.default_rng(22)
+    under = np.concatenate([rng.beta(3, 1, 200), rng.beta(1, 3, 300)])
+    faces = faces_with(1 - under, [*[8] * 200, *rng.integers(18, 23, 300)])
+    grown = faces.age_min >= 18
+    chances = faces.age[:, :18].astype(np.float64).sum(axis=1)
+
+    fitted = fit_gate(faces, admit="under").policy
+
+    assert fitted.threshold == fixed_sequence([chances[grown]], limits("probability", 18))
+    assert fitted.name == "under-18"
+    assert fitted.admit == "under"
+
+
+def test_whole_fit_keeps_grown_ups_out_as_often_as_it_promises() -> None:
+    rng = np.random.default_rng(23)
+    broken = 0
+    for _ in range(DRAWS):
+        under = np.concatenate([rng.beta(SKILL, 1, 100), rng.beta(1, SKILL, 200)])
+        faces = faces_with(1 - under, [*[15] * 100, *rng.integers(18, 23, 200)])
+        fitted = fit_gate(faces, admit="under", max_false_refuse=None).policy
+        broken += beta.sf(fitted.accept_from, 1, SKILL) > BOUND
+
+    assert broken / DRAWS <= TOLERATED
+
+
+def test_too_few_grown_ups_next_to_the_age_are_refused_by_their_number() -> None:
+    old = faces_with([0.99] * 300 + [0.01] * 50, [60] * 300 + [9] * 50)
+
+    with pytest.raises(DataError, match=r"\b0  aged 18-22\n.*a wider --adult-band"):
+        fit_gate(old, admit="under")
+
+    fit = fit_gate(old, admit="under", adults=(18, 100))
+    assert any("all 18 or over together, grown-ups included" in note for note in fit.notes)
+    assert any("of those under 18 in these data are not accepted" in note for note in fit.notes)
+
+
+def test_promise_to_keep_grown_ups_out_is_checked_on_other_faces() -> None:
+    fitted = fit_gate(mirrored(young(24)), by=["gender"], admit="under").policy
+
+    like = measure_gate(mirrored(young(25)), fitted, samples=20)
+    unlike = measure_gate(mirrored(young(25, skill=1.2)), fitted, samples=20)
+
+    assert "broken" not in {check.verdict for check in like.checks}
+    assert unlike.checks[0].verdict == "broken"
+    assert unlike.checks[0].promise.ages == (18, 100)
+
+
+def young(seed: int, *, skill: float = SKILL) -> ScoredFaces:
+    """A crowd that has a mirror: nobody is over 35."""
+    faces = crowd(np.random.default_rng(seed), 400, 400, skill=skill)
+    return replace(
+        faces, age_min=np.minimum(faces.age_min, 35), age_max=np.minimum(faces.age_max, 35)
+    )

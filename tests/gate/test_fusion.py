@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agelens.errors import ArgumentError
-from agelens.gate.fusion import effective_frames, estimate_correlation, fuse
-from agelens.results import AGE_COUNT, AgeDistribution, Coverage
+from agelens.gate.fusion import effective_frames, estimate_correlation, fuse, fuse_genders
+from agelens.results import AGE_COUNT, AgeDistribution, Coverage, GenderEstimate
 
 correlations = st.floats(0, 1)
 
@@ -200,3 +200,36 @@ def test_errors_that_say_nothing_of_the_correlation_are_refused(
 ) -> None:
     with pytest.raises(ArgumentError):
         estimate_correlation(errors, people)
+
+
+# --- gender ---------------------------------------------------------------------------------------
+
+
+def test_genders_of_independent_frames_are_pooled_by_bayes() -> None:
+    shares = [0.9, 0.8, 0.4]
+    female, male = math.prod(shares), math.prod(1 - share for share in shares)
+
+    fused = fuse_genders([GenderEstimate(share) for share in shares], correlation=0.0)
+
+    assert fused is not None
+    assert fused.female_probability == pytest.approx(female / (female + male))
+
+
+def test_genders_of_frames_with_one_error_are_no_surer_than_one_frame() -> None:
+    frames = [GenderEstimate(0.7, 0.65)] * 9
+
+    fused = fuse_genders(frames, correlation=1.0)
+
+    assert fused is not None
+    assert fused.female_probability == pytest.approx(0.7)
+    assert (fused.threshold, fused.label) == (0.65, "female")
+
+
+def test_genders_that_are_certain_stay_probabilities() -> None:
+    fused = fuse_genders([GenderEstimate(1.0), GenderEstimate(0.0)], correlation=0.5)
+
+    assert fused is not None
+    assert fused.female_probability == pytest.approx(0.5)
+    assert fuse_genders([], correlation=0.5) is None
+    with pytest.raises(ArgumentError):
+        fuse_genders([], correlation=1.5)

@@ -18,6 +18,7 @@ from agelens.errors import ArgumentError
 from agelens.evaluation.scored import ScoredFaces
 from agelens.gate.measuring import (
     Rate,
+    child_bands,
     error_rate,
     errors_allowed,
     faces_needed,
@@ -271,3 +272,87 @@ def test_report_is_json_without_nan_and_names_what_was_left_out() -> None:
     assert wire["counts"]["label_straddles"] == 1
     assert wire["policy"]["sha256"] == policy().sha256
     assert wire["nist"]["challenge_25"] == {}
+
+
+# --- promises, whatever the report is grouped by --------------------------------------------------
+
+
+def promised(**promise: Any) -> dict[str, Any]:
+    """What a fit leaves, with one promise about those under 18."""
+    return {
+        "max_false_accept": 0.05,
+        "confidence": 0.95,
+        "minor_band": [13, 17],
+        "adult_band": [18, 24],
+        "by": ["gender"],
+        "date": "2026-11-20",
+        "agelens": "0.1.0",
+        "data": [{"name": "other.parquet", "sha256": "1" * 64, "rows": 10}],
+        "promises": [
+            {"error": "false_acceptance", "ages": [0, 17], "faces": 99, "errors": 0, "upper": 0.03}
+            | promise
+        ],
+    }
+
+
+def test_promise_on_a_group_is_checked_when_the_report_is_grouped_otherwise() -> None:
+    faces = faces_with([0.95, 0.1, 0.1], [15] * 3, female=[1, 1, 0], groups=["A"] * 3)
+    fitted = policy(fit=promised(group="gender=female"))
+
+    for by in (None, ["race"], []):
+        (check,) = measure_gate(faces, fitted, by=by, samples=20).checks
+        assert check.found == Rate(1, 2)
+
+
+def test_promise_on_a_group_without_labels_is_unknown() -> None:
+    faces = faces_with([0.1] * 3, [15] * 3, female=[-1] * 3)
+
+    (check,) = measure_gate(
+        faces, policy(fit=promised(group="gender=female")), by=[], samples=20
+    ).checks
+
+    assert check.verdict == "unknown"
+
+
+# --- a gate for the young -------------------------------------------------------------------------
+
+
+def test_of_a_gate_for_the_young_grown_ups_accepted_are_the_error() -> None:
+    # P(under 13) is what is on 10; the rest is on 30.
+    faces = faces_with([0.05, 0.5, 0.95, 0.05, 0.6], [14, 15, 40, 12, 9])
+    children = policy(required_age=13, admit="under", refuse_below=0.2)
+
+    report = measure_gate(faces, children, by=[], samples=20)
+    found = {one.ages: one for one in report.decisions}
+
+    assert found[13, 100].accept == Rate(1, 3)
+    assert found[13, 17].step_up == Rate(1, 2)
+    assert found[0, 12].accept == Rate(1, 2)
+    assert (found[6, 9].kept_out, found[6, 9].under_age) == (False, True)
+    assert [ages for ages, one in found.items() if one.kept_out] == [(13, 100), (13, 17)]
+    assert {one.ages: one.kept_out for one in report.by_age}[14, 14] is True
+    assert list(report.price[0].false_accept) == ["13+", "13-17"]
+    assert list(report.price[0].not_accepted) == ["10-12", "6-9", "1-5", "0"]
+
+
+def test_of_two_pictures_of_one_child_the_one_that_is_sent_on_counts() -> None:
+    faces = faces_with([0.01, 0.5, 0.99, 0.01], [9, 9, 40, 40], clusters=[7, 7, 8, 8])
+
+    report = measure_gate(faces, policy(required_age=13, admit="under"), by=[], samples=20)
+    found = {one.ages: one.accept for one in report.decisions}
+
+    assert found[0, 12] == Rate(0, 1)
+    assert found[13, 100] == Rate(1, 1)
+
+
+@pytest.mark.parametrize(
+    ("age", "bands"),
+    [
+        (13, ((10, 12), (6, 9), (1, 5), (0, 0))),
+        (18, ((15, 17), (11, 14), (6, 10), (0, 5))),
+        (4, ((1, 3), (0, 0))),
+        (1, ((0, 0),)),
+    ],
+)
+def test_bands_under_an_age_meet_and_reach_birth(age: int, bands: Any) -> None:
+    assert child_bands(age) == bands

@@ -19,12 +19,13 @@ pytest.importorskip("jinja2", reason="needs the 'gate' extra")
 
 from agelens.bundle import find_model
 from agelens.errors import DataError
+from agelens.evaluation.scored import ScoredFaces
 from agelens.evaluation.signing import VerifiedAudit
 from agelens.gate.fitting import fit_gate
 from agelens.gate.measuring import GateReport, measure_gate
 from agelens.gate.paperwork import Operator, people, rule_words, write_paperwork
 from agelens.gate.policy import GatePolicy
-from gate.people import crowd
+from gate.people import crowd, faces_with
 
 PAPERS = (
     "gate-report.json",
@@ -227,3 +228,65 @@ def test_rule_in_words_names_both_limits() -> None:
     text = " ".join(rule_words(policy.to_table()))
 
     assert re.search(r"being 16 or over is 0\.975 or more.*under 0\.25.*another proof", text)
+
+
+# --- a gate for the young -------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def children() -> GateReport:
+    """A gate for those under 13, fitted on one half of simulated faces, seen on the other."""
+    rng = np.random.default_rng(8)
+
+    def faces() -> ScoredFaces:
+        under = np.concatenate([rng.beta(3, 1, 300), rng.beta(1, 3, 400)])
+        ages = np.concatenate([rng.integers(0, 13, 300), rng.integers(13, 28, 400)])
+        return faces_with(1 - under, ages)
+
+    base = GatePolicy.load("site-18").changed(name="area-13", required_age=13, admit="under")
+    return measure_gate(faces(), fit_gate(faces(), base=base).policy, by=[], samples=50)
+
+
+def test_papers_of_a_gate_for_the_young_say_who_is_let_in_and_who_is_not(
+    children: GateReport, tmp_path: Path
+) -> None:
+    papers = written(children, tmp_path)
+    told = {name: " ".join(text.split()) for name, text in papers.items()}
+
+    assert "must not let in anybody 13 or over" in told["notice.html"]
+    assert "estimates whether you are under 13" in told["notice.html"]
+    assert "people aged 13 to 17 were let in by mistake" in told["notice.html"]
+    assert "Of those aged 10 to 12" in told["notice.html"]
+    promise = "fewer than 5.0 % of those 13 and over and of those 13 to 17 are accepted"
+    for name in PAPERS[1:3] + PAPERS[4:]:
+        assert promise in told[name], name
+        assert "probability of being under 13" in told[name], name
+    assert "a token that says “under 13”" in told["practice-statement.html"]
+    assert "what is kept to those under 13" in told["practice-statement.html"]
+    assert "somebody 13 or over is accepted" in told["technical-file.md"]
+    assert "Those 13 or over who are accepted" in told["gate-report.html"]
+    assert "Those under 13 who are not accepted at once" in told["gate-report.html"]
+
+
+def test_papers_of_a_gate_for_the_young_hold_no_words_of_the_other_kind(
+    children: GateReport, tmp_path: Path
+) -> None:
+    foreign = re.compile(r"under age\b|those of age|being 13 or over|a child is")
+
+    for name, text in written(children, tmp_path).items():
+        if name != "gate-report.json":
+            assert foreign.search(text) is None, name
+
+
+def test_error_rate_of_a_gate_for_the_young_is_the_share_of_grown_ups_let_in(
+    children: GateReport, tmp_path: Path
+) -> None:
+    (grown,) = [one for one in children.decisions if one.ages == (13, 100)]
+    low, high = grown.accept.interval
+    shown = f"{100 * grown.accept.value:.1f} ({100 * low:.1f}–{100 * high:.1f})"
+
+    papers = written(children, tmp_path)
+
+    assert grown.accept.faces == 400
+    for name in ("gate-report.html", "practice-statement.html", "dpia.md", "technical-file.md"):
+        assert shown in papers[name], name

@@ -157,6 +157,27 @@ def test_challenge_rule_compares_the_expected_age(age: int, outcome: str) -> Non
     assert policy.outcome(surely(age)) == outcome
 
 
+@pytest.mark.parametrize(
+    ("over", "outcome"),
+    [(0.0, "accept"), (0.03, "accept"), (0.04, "step_up"), (0.8, "step_up"), (0.81, "refuse")],
+)
+def test_a_gate_for_the_young_accepts_who_is_surely_under_the_age(
+    over: float, outcome: str
+) -> None:
+    limits = {"threshold": 0.97 - 1e-6, "refuse_below": 0.2 - 1e-6}
+    policy = GatePolicy.from_table(table(admit="under", **limits))
+
+    assert policy.outcome(between(over)) == outcome
+    assert policy.admitted == "under 18"
+
+
+def test_who_is_let_in_is_part_of_the_hash() -> None:
+    over, under = (GatePolicy.from_table(table(threshold=0.9, admit=a)) for a in ("over", "under"))
+
+    assert over.sha256 != under.sha256
+    assert over == GatePolicy.from_table(table(threshold=0.9))
+
+
 def test_without_a_lower_limit_nobody_is_refused() -> None:
     policy = GatePolicy.from_table(table(threshold=0.9))
 
@@ -212,6 +233,15 @@ def test_what_the_rules_compare_is_what_the_results_say(weights: list[float], ag
         ({"audit": {"required": False}}, "audit.required = false needs an [override]"),
         ({"override": {**OVERRIDE, "text": "ok"}}, "override.text: string should have at least 20"),
         ({"override": {**OVERRIDE, "date": "soon"}}, "override.date"),
+        (
+            {"override": {**OVERRIDE, "date": "2999-01-31"}},
+            "override: date is 2999-01-31, which is in the future",
+        ),
+        ({"admit": "all"}, "admit: expected one of 'over' or 'under', found 'all'"),
+        (
+            {"admit": "under", "rule": "challenge", "challenge_age": 25.0},
+            "admit = 'under' does not go with rule = 'challenge'",
+        ),
         ({"journal": {"confidence_steps": [0.5, 0.5]}}, "confidence_steps must rise"),
         ({"model": {"name": "x", "sha256": "12", "card_sha256": HASH}}, "model.sha256"),
     ],
@@ -266,4 +296,53 @@ def test_limits_fitted_for_one_age_are_not_used_for_another(tmp_path: Path, age:
     )
 
     with pytest.raises(ArgumentError, match=rf"required_age is {age}, but .* fitted for 18"):
+        GatePolicy.load(tmp_path / "policy.toml")
+
+
+def test_limits_that_keep_the_young_out_are_not_used_to_keep_them_in(tmp_path: Path) -> None:
+    (tmp_path / "policy.toml").write_text(
+        FULL.replace("required_age = 18", 'required_age = 18\nadmit = "under"')
+    )
+
+    with pytest.raises(ArgumentError, match=r"admits those under 18, but .* to admit those 18 or "):
+        GatePolicy.load(tmp_path / "policy.toml")
+
+
+def test_limits_that_keep_grown_ups_out_hold_for_their_own_age_only() -> None:
+    fit = {
+        "max_false_accept": 0.05,
+        "confidence": 0.95,
+        "minor_band": [6, 12],
+        "adult_band": [13, 17],
+        "date": "2026-11-20",
+        "agelens": "0.1.0",
+        "data": [{"name": "faces.parquet", "sha256": HASH, "rows": 10}],
+        "promises": [
+            {"error": "false_acceptance", "ages": ages, "faces": 60, "errors": 0, "upper": 0.049}
+            for ages in ([13, 17], [13, 100])
+        ],
+    }
+    limits = {"name": "children", "admit": "under", "threshold": 0.9, "fit": fit}
+
+    assert GatePolicy.from_table({**limits, "required_age": 13}).fit is not None
+    with pytest.raises(ArgumentError, match=r"required_age is 12, but .* were fitted for 13"):
+        GatePolicy.from_table({**limits, "required_age": 12})
+    with pytest.raises(ArgumentError, match=r"admits those 13 or over, but .* those under 13"):
+        GatePolicy.from_table({**limits, "required_age": 13, "admit": "over"})
+
+
+def test_a_promise_that_reaches_over_the_required_age_is_refused_and_not_cut(
+    tmp_path: Path,
+) -> None:
+    refusals = """
+[[fit.promises]]
+error = "false_refusal"
+ages = [16, 24]
+faces = 60
+errors = 0
+upper = 0.049
+"""
+    (tmp_path / "policy.toml").write_text(FULL + refusals)
+
+    with pytest.raises(ArgumentError, match="those aged 16 to 24 by mistake"):
         GatePolicy.load(tmp_path / "policy.toml")

@@ -56,10 +56,18 @@ def verifier(keys: TokenKeys, replays: ReplayCache, **options: Any) -> TokenVeri
     return TokenVerifier(keys.jwks(), replays=replays, **options)
 
 
-def refusal(checker: TokenVerifier, token: str, *, nonce: str = NONCE, at_least: int = 18) -> str:
-    """The code with which a token is refused."""
+def refusal(
+    checker: TokenVerifier,
+    token: str,
+    *,
+    nonce: str = NONCE,
+    at_least: int = 18,
+    under: int | None = None,
+) -> str:
+    """The code with which a token is refused that must say "over" or, where given, "under"."""
+    asked = {"at_least": at_least} if under is None else {"under": under}
     with pytest.raises(TokenError) as refused:
-        checker.verify(token, nonce=nonce, at_least=at_least)
+        checker.verify(token, nonce=nonce, **asked)
     return refused.value.code
 
 
@@ -124,6 +132,46 @@ def test_a_token_holds_nothing_but_the_seven_claims(keys: TokenKeys) -> None:
     assert sorted(payload) == ["aud", "exp", "iat", "iss", "jti", "nonce", "over"]
 
 
+def test_a_token_of_a_gate_for_the_young_says_under_and_nothing_of_over(
+    keys: TokenKeys, replays: ReplayCache
+) -> None:
+    token = issuer(keys).issue_under(13, NONCE)
+    payload = json.loads(unpadded(token.text.split(".")[1]))
+
+    claims = verifier(keys, replays).verify(token.text, nonce=NONCE, under=13)
+
+    assert sorted(payload) == ["aud", "exp", "iat", "iss", "jti", "nonce", "under"]
+    assert (claims.under, claims.over) == (13, None)
+
+
+def test_a_token_for_a_lower_age_serves_where_those_under_a_higher_one_are_let_in(
+    keys: TokenKeys, replays: ReplayCache
+) -> None:
+    token = issuer(keys).issue_under(13, NONCE)
+
+    assert verifier(keys, replays).verify(token.text, nonce=NONCE, under=16).under == 13
+
+
+def test_over_and_under_do_not_stand_for_each_other(keys: TokenKeys, replays: ReplayCache) -> None:
+    checker = verifier(keys, replays)
+    over, under = issuer(keys).issue(18, NONCE).text, issuer(keys).issue_under(18, NONCE).text
+
+    assert refusal(checker, over, under=18) == "too_old"
+    assert refusal(checker, under, at_least=18) == "too_young"
+    assert refusal(checker, under, at_least=13) == "too_young"
+    assert refusal(checker, signed(keys, {**good_claims(), "under": 18})) == "wrong_claims"
+
+
+@pytest.mark.parametrize("question", [{}, {"at_least": 18, "under": 18}], ids=["neither", "both"])
+def test_a_verifier_has_to_ask_for_one_side(
+    keys: TokenKeys, replays: ReplayCache, question: dict[str, int]
+) -> None:
+    token = issuer(keys).issue(18, NONCE).text
+
+    with pytest.raises(ArgumentError, match="one of at_least and under"):
+        verifier(keys, replays).verify(token, nonce=NONCE, **question)
+
+
 def test_a_key_is_named_by_its_thumbprint() -> None:
     """The example of RFC 8037, appendix A.3."""
     x = "11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"
@@ -173,6 +221,7 @@ def test_each_reason_to_refuse_has_a_code_of_its_own(
         "wrong_nonce": refusal(checker, good, nonce="another"),
         "wrong_claims": refusal(checker, signed(keys, {**good_claims(), "age": 34})),
         "too_young": refusal(checker, good, at_least=21),
+        "too_old": refusal(checker, issuer(keys).issue_under(18, NONCE).text, under=13),
     }
     checker.verify(good, nonce=NONCE, at_least=18)
     refused["replayed"] = refusal(checker, good)
@@ -354,6 +403,34 @@ def test_a_stolen_key_is_ended_at_once(tmp_path: Path, replays: ReplayCache) -> 
     assert refusal(verifier(keys, replays), stolen) == "unknown_key"
 
 
+def test_no_earlier_key_verifies_after_a_theft_however_many_there_were(
+    tmp_path: Path, replays: ReplayCache
+) -> None:
+    keys = TokenKeys.create(tmp_path)
+    tokens = [issuer(keys).issue(18, NONCE).text]
+    for _ in range(2):
+        keys.rotate()
+        tokens.append(issuer(keys).issue(18, NONCE).text)
+    assert len(keys.verifying()) == 3
+
+    keys.rotate(at_once=True)
+
+    assert [key.kid for key in keys.verifying()] == [keys.signing.kid]
+    for read in (keys, TokenKeys.open(tmp_path)):
+        assert {refusal(verifier(read, replays), token) for token in tokens} == {"unknown_key"}
+
+
+def test_a_rotation_does_not_lengthen_the_life_of_earlier_keys(tmp_path: Path) -> None:
+    keys = TokenKeys.create(tmp_path)
+    now = datetime.now(UTC).replace(microsecond=0)
+    keys.rotate(clock=lambda: now)
+    _, first = keys.verifying(now)
+
+    keys.rotate(clock=lambda: now + timedelta(hours=1))
+
+    assert first in keys.verifying(now + timedelta(hours=1))
+
+
 def test_keys_are_the_same_when_they_are_read_again(tmp_path: Path) -> None:
     keys = TokenKeys.create(tmp_path)
     keys.rotate()
@@ -456,7 +533,7 @@ def test_used_tokens_are_remembered_over_a_restart_in_a_file(
 def test_of_many_threads_one_may_use_a_token(keys: TokenKeys, replays: ReplayCache) -> None:
     token = issuer(keys).issue(18, NONCE).text
     checker = verifier(keys, replays)
-    results: list[int | str] = []
+    results: list[int | str | None] = []
 
     def use() -> None:
         try:

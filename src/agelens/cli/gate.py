@@ -7,7 +7,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 from rich.markup import escape
@@ -16,18 +16,30 @@ from agelens.cli import gate_check as _check
 from agelens.cli.console import error_console, output_console, progress_bar
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from agelens.bundle import Bundle
     from agelens.evaluation.scored import ScoredFaces
     from agelens.evaluation.signing import VerifiedAudit
     from agelens.gate.fitting import GateFit
     from agelens.gate.measuring import GateReport, TradeOff
+    from agelens.gate.policy import GatePolicy
 
 app = typer.Typer(
-    help="Keep those under age out, and know how often that fails and for whom.",
+    help="Keep those under an age out, or in, and know how often that fails and for whom.",
     no_args_is_help=True,
 )
 
-_SHOWN_LIMITS = 12
+_SHOWN_LIMITS: Final = 12
+_WIDEST: Final = 1000
+"""Columns that no table of a gate needs more of."""
+_AS_TYPED: Final = {
+    "max_false_accept": "--max-false-accept",
+    "confidence": "--confidence",
+    "max_false_refuse": "--max-false-refuse",
+    "minors": "--minor-band",
+    "adults": "--adult-band",
+}
 
 
 class RuleName(StrEnum):
@@ -35,6 +47,13 @@ class RuleName(StrEnum):
 
     probability = "probability"
     challenge = "challenge"
+
+
+class AdmitName(StrEnum):
+    """Who is let in."""
+
+    over = "over"
+    under = "under"
 
 
 _Model = Annotated[
@@ -75,10 +94,20 @@ def fit(
     model: _Model,
     data: _Data,
     required_age: Annotated[
-        int | None, typer.Option(min=1, max=100, help="Completed years that admit; 18 by default.")
+        int | None,
+        typer.Option(
+            min=1, max=100, help="Completed years at which the two sides part; 18 by default."
+        ),
+    ] = None,
+    admit: Annotated[
+        AdmitName | None,
+        typer.Option(
+            help="Who is let in: over, those of the required age or more (the default); under, "
+            "those who have not reached it."
+        ),
     ] = None,
     max_false_accept: Annotated[
-        float, typer.Option(help="Bound of the share of those under age who are accepted.")
+        float, typer.Option(help="Bound of the share of those to be kept out who are accepted.")
     ] = 0.05,
     confidence: Annotated[
         float, typer.Option(help="How sure the bound has to be, between 0 and 1.")
@@ -87,15 +116,16 @@ def fit(
     rule: Annotated[
         RuleName | None,
         typer.Option(
-            help="probability: accept from P(of age); challenge: accept from an estimated age."
+            help="probability: accept from a probability of the admitted age; challenge: from an "
+            "estimated age."
         ),
     ] = None,
     minor_band: Annotated[
         str | None,
         typer.Option(
             metavar="A-B",
-            help="Ages next to the required one that the bound must hold for apart; by default "
-            "the five years under it.",
+            help="Ages under the required one that the bound must hold for apart; by default "
+            "the five years under it. With --admit under: that --max-false-refuse must hold for.",
         ),
     ] = None,
     adult_band: Annotated[
@@ -103,14 +133,15 @@ def fit(
         typer.Option(
             metavar="A-B",
             help="Ages that --max-false-refuse must hold for apart; by default the seven years "
-            "from the required one.",
+            "from the required one. With --admit under: that the bound must hold for, by default "
+            "the five years from it.",
         ),
     ] = None,
     max_false_refuse: Annotated[
         float,
         typer.Option(
-            help="Bound of the share of those of age who are refused outright rather than asked "
-            "for another proof; 0 refuses nobody outright."
+            help="Bound of the share of those to be let in who are refused outright rather than "
+            "asked for another proof; 0 refuses nobody outright."
         ),
     ] = 0.05,
     base: Annotated[
@@ -122,7 +153,8 @@ def fit(
         ),
     ] = None,
     name: Annotated[
-        str | None, typer.Option(help="Name of the policy; by default that of --base, or over-AGE.")
+        str | None,
+        typer.Option(help="Name of the policy; by default that of --base, or over-AGE, under-AGE."),
     ] = None,
     out: Annotated[
         Path | None,
@@ -141,20 +173,22 @@ def fit(
     """Find the limit that keeps false acceptance below a bound, with a stated confidence.
 
     DATA must be faces that the model was neither trained nor calibrated on, and like those that
-    the gate will see. The bound holds for all under age, for those next to the required age, and
-    for each group of --by. With too few faces to promise it, the fit refuses and says how many are
-    needed.
+    the gate will see. The bound holds for all who are to be kept out, for those of them next to
+    the required age, and for each group of --by. With too few faces to promise it, the fit refuses
+    and says how many are needed.
 
     [bold]Examples[/]
 
       agelens gate fit cc0 faces.parquet --max-false-accept 0.05 --by gender --out policy.toml
 
       agelens gate fit cc0 faces.parquet --base site-18 --max-false-accept 0.01 --out policy.toml
+
+      agelens gate fit cc0 faces.parquet --required-age 13 --admit under --out children.toml
     """
     from agelens.data.schema import write_text
     from agelens.errors import ArgumentError
-    from agelens.gate.fitting import fit_gate
-    from agelens.gate.policy import GatePolicy
+    from agelens.gate.fitting import checked_promise, fit_gate
+    from agelens.gate.policy import LONGEST_NAME, GatePolicy
 
     start = None if base is None else GatePolicy.load(base)
     if start is not None and required_age not in (None, start.required_age):
@@ -167,21 +201,48 @@ def fit(
             f"--rule {rule.value} and --base {base}: that policy has the rule {start.rule!r}; "
             "name one of the two"
         )
-    minors = _band(minor_band, "--minor-band")
-    adults = _band(adult_band, "--adult-band")
+    if start is not None and admit is not None and admit.value != start.admit:
+        raise ArgumentError(
+            f"--admit {admit.value} and --base {base}: that policy has admit = {start.admit!r}; "
+            "name one of the two"
+        )
+    age = start.required_age if start else required_age or 18
+    chosen_rule = start.rule if start else "probability" if rule is None else rule.value
+    who = start.admit if start else "over" if admit is None else admit.value
+    if who == "under" and chosen_rule == "challenge":
+        raise ArgumentError(
+            "--admit under and --rule challenge do not go together: a buffer age is there to keep "
+            "the young out; leave out --rule"
+        )
+    if name is not None and not 1 <= len(name) <= LONGEST_NAME:
+        raise ArgumentError(f"--name must have 1 to {LONGEST_NAME} characters, got {len(name)}")
+    _require_no_folder(out, "--out", "a file for the policy")
+    _require_no_folder(keep, "--keep", "a file for the answers")
+    minors, adults = checked_promise(
+        age,
+        max_false_accept,
+        confidence,
+        max_false_refuse or None,
+        _band(minor_band, "--minor-band"),
+        _band(adult_band, "--adult-band"),
+        who,
+        names=_AS_TYPED,
+    )
+    groups = _columns(by, data) or ()
     faces = _score(model, data, flip, detector, accept_licence, keep)
     found = fit_gate(
         faces,
-        required_age or 18,
+        age,
         max_false_accept,
         confidence,
-        _columns(by) or (),
-        "probability" if rule is None else rule.value,
+        groups,
+        chosen_rule,
         minors=minors,
         adults=adults,
         max_false_refuse=max_false_refuse or None,
         base=start,
         name=name,
+        admit=who,
     )
     if out is None:
         typer.echo(found.policy.to_toml(), nl=False)
@@ -214,7 +275,7 @@ def report(
     contact: Annotated[str | None, typer.Option(help="Where to ask and to complain.")] = None,
     place: Annotated[str | None, typer.Option(help="Where the gate stands.")] = None,
     purpose: Annotated[
-        str | None, typer.Option(help="What is kept from those under age, by which law.")
+        str | None, typer.Option(help="What the gate keeps to those it lets in, by which law.")
     ] = None,
     other_way: Annotated[
         str | None, typer.Option(help="The proof for those who are not accepted.")
@@ -230,7 +291,8 @@ def report(
 
     OUT gets gate-report.json and .html (in the manner of NIST), the public practice statement, the
     notice for the people in front of the camera, and the impact assessment and technical file,
-    begun. What only the operator can know is left as a blank.
+    begun. What only the operator can know is left as a blank. A gate whose audit is missing, failed
+    or out of date stays shut; that is said here too.
 
     Exits with 1 when a promise of the fit does not hold on these faces.
 
@@ -238,15 +300,22 @@ def report(
     """
     from agelens.bundle import find_model
     from agelens.errors import ArgumentError
-    from agelens.gate.measuring import measure_gate
+    from agelens.evaluation.scoring import card_sha256, model_sha256
+    from agelens.gate.measuring import measure_gate, require_same_model
     from agelens.gate.paperwork import Operator, write_paperwork
     from agelens.gate.policy import GatePolicy
 
     if out.exists() and not out.is_dir():
         raise ArgumentError(f"--out {out}: is a file; name a folder")
+    _require_no_folder(keep, "--keep", "a file for the answers")
     loaded = GatePolicy.load(policy)
+    loaded.require_limit()
+    groups = _columns(by, data)
     bundle = find_model(model)
-    verified = _verified(audit, policy.parent / loaded.audit.path, key or loaded.audit.key, bundle)
+    require_same_model(
+        loaded, bundle.card.identifier, model_sha256(bundle), card_sha256(bundle.card)
+    )
+    verified, problem = _verified(audit, loaded, policy.parent, key, bundle, model)
     fitted = loaded.model
     faces = _score(
         model,
@@ -256,7 +325,7 @@ def report(
         accept_licence,
         keep,
     )
-    measured = measure_gate(faces, loaded, by=_columns(by), samples=samples, seed=seed)
+    measured = measure_gate(faces, loaded, by=groups, samples=samples, seed=seed)
     written = write_paperwork(
         measured,
         out,
@@ -266,6 +335,7 @@ def report(
     )
     _warn_of_fitted_faces(measured)
     _print_report(measured)
+    _print_audit(loaded, verified, problem)
     for path in written:
         error_console().print(f"-> {escape(str(path))}", soft_wrap=True)
     if any(check.verdict == "broken" for check in measured.checks):
@@ -291,8 +361,34 @@ def _band(text: str | None, option: str) -> tuple[int, int] | None:
     return int(low), int(high)
 
 
-def _columns(text: str | None) -> list[str] | None:
-    return None if text is None else [name.strip() for name in text.split(",") if name.strip()]
+def _columns(text: str | None, data: Sequence[Path]) -> list[str] | None:
+    """The columns of --by, each of which the tables have.
+
+    Raises:
+        ArgumentError: A column is not there.
+    """
+    from agelens.data.schema import FaceTable
+    from agelens.errors import ArgumentError
+
+    if text is None:
+        return None
+    found = [name.strip() for name in text.split(",") if name.strip()]
+    if found:
+        known = ["gender", *sorted(FaceTable.open(data).audit)]
+        for part in (part.strip() for name in found for part in name.split("+")):
+            if part not in known:
+                raise ArgumentError(
+                    f"--by {text}: there is no column {part!r} in the data; there are: "
+                    f"{', '.join(known)}"
+                )
+    return found
+
+
+def _require_no_folder(path: Path | None, option: str, wanted: str) -> None:
+    from agelens.errors import ArgumentError
+
+    if path is not None and path.is_dir():
+        raise ArgumentError(f"{option} {path}: is a folder; name {wanted}")
 
 
 def _score(
@@ -311,32 +407,39 @@ def _score(
 
 
 def _verified(
-    given: Path | None, named: Path, key: str | None, bundle: Bundle
-) -> VerifiedAudit | None:
-    """The verified audit: a given one must hold; without the policy's the papers say so."""
+    given: Path | None,
+    policy: GatePolicy,
+    folder: Path,
+    key: str | None,
+    bundle: Bundle,
+    model: str,
+) -> tuple[VerifiedAudit | None, str | None]:
+    """The verified audit, and what keeps the gate shut; a given one must verify."""
     from agelens.errors import AuditError
     from agelens.evaluation.signing import verify_audit
+    from agelens.gate.decision import audit_problem
+    from agelens.gate.journal import utc_now
 
-    if given is not None:
-        return verify_audit(given, bundle=bundle, trusted_key=key)
-    if not named.exists():
-        return None
-    try:
-        return verify_audit(named, bundle=bundle, trusted_key=key)
-    except AuditError as error:
-        error_console().print(
-            f"[yellow]warning:[/] the papers will say that there is no audit: {escape(str(error))}",
-            soft_wrap=True,
+    path = folder / policy.audit.path if given is None else given
+    trusted = policy.audit.trusted_key(folder) if key is None else key
+    if given is None and not path.exists():
+        return None, (
+            f"there is no audit at {path}; make one with `agelens audit {model} DATA --out "
+            "FOLDER`, or name it with --audit"
         )
-        return None
+    try:
+        verified = verify_audit(path, bundle=bundle, trusted_key=trusted)
+    except AuditError as error:
+        if given is not None:
+            raise
+        return None, str(error)
+    return verified, audit_problem(verified, policy.audit.max_age_days, utc_now())
 
 
 # --- printing -------------------------------------------------------------------------------------
 
 
 def _print_fit(found: GateFit) -> None:
-    from rich.table import Table
-
     from agelens.gate.paperwork import people, rule_words
 
     console = output_console()
@@ -344,52 +447,71 @@ def _print_fit(found: GateFit) -> None:
     console.print(f"[bold]{escape(policy.name)}[/]", soft_wrap=True)
     for line in rule_words(policy.to_table()):
         console.print(f"  {escape(line)}", soft_wrap=True)
-    table = Table(box=None, padding=(0, 1), pad_edge=False)
-    for title in ("true age", "what", "in the fit", "rate, %", "upper bound, %"):
-        left = title in ("true age", "what")
-        table.add_column(title, justify="left" if left else "right", no_wrap=True)
     assert policy.fit is not None  # it was fitted just now
-    for one in policy.fit.promises:
-        table.add_row(
-            escape(people(one.ages, one.group)),
+    rows = [
+        (
+            people(one.ages, one.group),
             "accepted" if one.error == "false_acceptance" else "refused",
             f"{one.errors:,} of {one.faces:,}",
             f"{100 * one.rate:.1f}",
             f"{100 * one.upper:.1f}",
         )
-    console.print(table)
-    console.print(_price_table(found.price, policy.accept_from))
+        for one in policy.fit.promises
+    ]
+    head = ("true age", "what", "in the fit", "rate, %", "upper bound, %")
+    _print_table(head, rows, left=2)
+    console.print("price of other limits, %", soft_wrap=True)
+    _print_price(found.price, policy.accept_from)
     for note in found.notes:
         console.print(escape(note), soft_wrap=True)
 
 
-def _price_table(points: tuple[TradeOff, ...], limit: float | None) -> Any:
-    from rich.table import Table
-
-    table = Table(
-        title="price of other limits, %", title_justify="left", box=None, padding=(0, 1),
-        pad_edge=False,
-    )  # fmt: skip
-    table.add_column("accepted from", justify="right")
-    for band in points[0].false_accept:
-        table.add_column(f"{band}\naccepted", justify="right")
-    for band in points[0].not_accepted:
-        table.add_column(f"{band}\nnot", justify="right")
+def _print_price(points: Sequence[TradeOff], limit: float | None) -> None:
+    head = [
+        "accepted from",
+        *(f"{band}\naccepted" for band in points[0].false_accept),
+        *(f"{band}\nnot" for band in points[0].not_accepted),
+    ]
     step = max(1, len(points) // _SHOWN_LIMITS)
     shown = [p for number, p in enumerate(points) if number % step == 0 or p.limit == limit]
-    for point in shown:
-        cells = [*point.false_accept.values(), *point.not_accepted.values()]
-        table.add_row(
+    rows = [
+        (
             f"{point.limit:g}",
-            *(f"{100 * value:.1f}" if value == value else "" for value in cells),
-            style="bold" if point.limit == limit else None,
+            *(
+                f"{100 * value:.1f}" if value == value else ""
+                for value in (*point.false_accept.values(), *point.not_accepted.values())
+            ),
         )
-    return table
+        for point in shown
+    ]
+    styles = ["bold" if point.limit == limit else None for point in shown]
+    _print_table(head, rows, left=0, styles=styles)
+
+
+def _print_table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: int,
+    styles: Sequence[str | None] = (),
+) -> None:
+    """The first ``left`` columns to the left, figures to the right, nothing left out.
+
+    A figure that is cut short would be a wrong one: a narrow terminal wraps the lines instead.
+    """
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    for place, title in enumerate(head):
+        table.add_column(escape(title), justify="left" if place < left else "right", no_wrap=True)
+    for number, row in enumerate(rows):
+        table.add_row(*map(escape, row), style=styles[number] if styles else None)
+    console = output_console()
+    console.width = max(console.width, _WIDEST)
+    console.print(table)
 
 
 def _print_report(measured: GateReport) -> None:
-    from rich.table import Table
-
     from agelens.gate.measuring import ALL
     from agelens.gate.paperwork import people
 
@@ -397,27 +519,25 @@ def _print_report(measured: GateReport) -> None:
     policy, counts = measured.policy, measured.counts
     console.print(
         f"[bold]{escape(policy.name)}[/], {escape(measured.model['name'])}: "
-        f"{counts['under_age']:,} under age and {counts['of_age']:,} of age",
+        f"{counts['under_age']:,} under {policy.required_age} and {counts['of_age']:,} of "
+        f"{policy.required_age} or over",
         soft_wrap=True,
     )
-    table = Table(box=None, padding=(0, 1), pad_edge=False)
-    for title in ("true age", "faces", "accepted, %", "95 %", "step up, %", "refused, %"):
-        left = title == "true age"
-        table.add_column(title, justify="left" if left else "right", no_wrap=True)
-    for one in measured.decisions:
-        if one.group != ALL and not one.under_age:
-            continue
-        low, high = one.accept.interval
-        table.add_row(
-            escape(people(one.ages, one.group)),
+    shown = [one for one in measured.decisions if one.group == ALL or one.kept_out]
+    rows = [
+        (
+            people(one.ages, one.group),
             f"{one.accept.faces:,}",
             f"{100 * one.accept.value:.1f}",
-            f"{100 * low:.1f} to {100 * high:.1f}",
+            "{:.1f} to {:.1f}".format(*(100 * end for end in one.accept.interval)),
             f"{100 * one.step_up.value:.1f}",
             f"{100 * one.refuse.value:.1f}",
-            style="red" if one.under_age else None,
         )
-    console.print(table)
+        for one in shown
+    ]
+    head = ("true age", "faces", "accepted, %", "95 %", "step up, %", "refused, %")
+    styles = ["red" if one.kept_out else None for one in shown]
+    _print_table(head, rows, left=1, styles=styles)
     for check in measured.checks:
         if check.verdict in ("above", "broken"):
             colour = "red" if check.verdict == "broken" else "yellow"
@@ -428,8 +548,36 @@ def _print_report(measured: GateReport) -> None:
                 f"{what}, promised under {100 * check.bound:g} %",
                 soft_wrap=True,
             )
+    unknown = [check.promise for check in measured.checks if check.verdict == "unknown"]
+    if unknown:
+        named = "; ".join(dict.fromkeys(people(one.ages, one.group) for one in unknown))
+        console.print(
+            f"[yellow]not checked[/], for there are no such faces here: {escape(named)}",
+            soft_wrap=True,
+        )
     if measured.checks and all(check.verdict == "below" for check in measured.checks):
         console.print("[green]every promise of the fit holds on these faces[/]")
+
+
+def _print_audit(policy: GatePolicy, verified: VerifiedAudit | None, problem: str | None) -> None:
+    """On what the gate will open, or why it stays shut."""
+    console = output_console()
+    if problem is None and verified is not None:
+        console.print(
+            f"[green]audit passed[/] by the policy {escape(repr(verified.policy))}, holds until "
+            f"{verified.expires:%Y-%m-%d}",
+            soft_wrap=True,
+        )
+        return
+    open_all_the_same = (
+        "the gate stays shut"
+        if policy.override is None
+        else f"the gate opens on the override of {policy.override.name} only"
+    )
+    console.print(
+        f"[bold red]no valid audit[/], {escape(open_all_the_same)}: {escape(str(problem))}",
+        soft_wrap=True,
+    )
 
 
 def _warn_of_fitted_faces(measured: GateReport) -> None:

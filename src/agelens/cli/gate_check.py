@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from datetime import UTC
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from agelens.gate.journal import JournalCheck
     from agelens.gate.liveness import Move
     from agelens.gate.policy import GatePolicy
+    from agelens.gate.token import PublicKey, TokenKeys
 
 keys_app = typer.Typer(help="Make, replace and publish the keys of tokens.", no_args_is_help=True)
 
@@ -63,7 +65,7 @@ def check(
     """Decide on one person by a gate's policy.
 
     Exits with 0 when the person is accepted, 1 when not, 2 when the gate stays shut or the command
-    is wrong.
+    is wrong: then nothing is decided, and nothing recorded.
 
     [bold]Examples[/]
 
@@ -75,6 +77,8 @@ def check(
     from agelens.gate.policy import GatePolicy
 
     loaded = GatePolicy.load(policy)
+    _require_files(pictures)
+    asked = None if moves is None else _moves(moves, loaded)
     analyzer = None if model is None else _analyzer(model, loaded, accept_licence)
     with Gate(
         loaded,
@@ -90,7 +94,7 @@ def check(
                 f"{escape(str(gate.journal.recovery))}",
                 soft_wrap=True,
             )
-        challenge = None if moves is None else gate.challenge_of(_moves(moves))
+        challenge = None if asked is None else gate.challenge_of(asked)
         # A single path may be a video; several are pictures.
         given: Path | list[Path] = pictures[0] if len(pictures) == 1 else pictures
         decision = gate.decide(given, challenge=challenge, nonce=nonce)
@@ -142,8 +146,7 @@ def init(folder: _Folder) -> None:
     """
     from agelens.gate.token import TokenKeys
 
-    keys = TokenKeys.create(folder)
-    output_console().print(f"signing key {keys.signing.kid}", soft_wrap=True)
+    output_console().print(_key_words(TokenKeys.create(folder).signing), soft_wrap=True)
 
 
 @keys_app.command()
@@ -152,20 +155,22 @@ def rotate(
     now: Annotated[
         bool,
         typer.Option(
-            "--now", help="End the key before at once, with all its tokens: it was stolen."
+            "--now", help="End all earlier keys at once, with all their tokens: one was stolen."
         ),
     ] = False,
 ) -> None:
-    """Make a new signing key; tokens of the one before hold until they expire.
+    """Make a new signing key; tokens of earlier ones hold until they expire.
 
-    Start the gate again afterwards, and publish the key set again.
+    Start the gate again afterwards, and publish the key set again. The earlier keys that still
+    verify are printed, with the time until which they do.
 
     [bold]Example[/]: agelens gate keys rotate gate-keys
     """
     from agelens.gate.token import TokenKeys
 
-    added = TokenKeys.open(folder).rotate(at_once=now)
-    output_console().print(f"signing key {added.kid}", soft_wrap=True)
+    keys = TokenKeys.open(folder)
+    keys.rotate(at_once=now)
+    _print_keys(keys)
 
 
 @keys_app.command()
@@ -192,10 +197,38 @@ def jwks(
 # --- parsing and printing -------------------------------------------------------------------------
 
 
-def _moves(text: str) -> list[Move]:
+def _require_files(pictures: list[Path]) -> None:
+    """Refuse what is no file: a slip of the operator is no decision on a person.
+
+    Raises:
+        ArgumentError: A path is missing, a folder or not readable, or a video is one of several.
+    """
+    from agelens.errors import ArgumentError
+    from agelens.sources import VIDEO_SUFFIXES
+
+    for path in pictures:
+        if path.is_dir():
+            raise ArgumentError(f"{path}: is a folder; name the frames of one person, or a video")
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise ArgumentError(
+                f"{path}: cannot be read ({error.strerror}); name the frames of one person, or a "
+                "video"
+            ) from error
+        if len(pictures) > 1 and path.suffix.lower() in VIDEO_SUFFIXES:
+            raise ArgumentError(f"{path}: a video is given by itself; leave out the other paths")
+
+
+def _moves(text: str, policy: GatePolicy) -> list[Move]:
     from agelens.errors import ArgumentError
     from agelens.gate.liveness import MOVES
 
+    if policy.liveness != "challenge":
+        raise ArgumentError(
+            f"--moves {text}: {policy.name} has liveness = {policy.liveness!r}, so nothing looks "
+            "at moves; leave out --moves, or set liveness = 'challenge' in the policy"
+        )
     words = [word.strip() for word in text.split(",")]
     for word in words:
         if word not in MOVES:
@@ -217,6 +250,22 @@ def _analyzer(model: str, policy: GatePolicy, accept_licence: bool) -> Analyzer:
     )
 
 
+def _key_words(key: PublicKey) -> str:
+    """What a key does: "signing key KID", "KID verifies until ..."."""
+    if key.until is None:
+        return f"signing key {key.kid}"
+    return f"{key.kid} verifies until {key.until.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+def _print_keys(keys: TokenKeys) -> None:
+    console = output_console()
+    verifying = keys.verifying()
+    for key in verifying:
+        console.print(_key_words(key), soft_wrap=True)
+    if len(verifying) == 1:
+        console.print("no earlier key verifies any more", soft_wrap=True)
+
+
 def _print_decision(decision: Decision) -> None:
     console = output_console()
     console.print(f"[bold {_COLOURS[decision.outcome]}]{decision.outcome}[/]")
@@ -224,7 +273,7 @@ def _print_decision(decision: Decision) -> None:
         console.print(f"  {escape(reason.text)}", soft_wrap=True)
     if decision.confidence is not None:
         console.print(
-            f"  probability of {decision.required_age} or over: at least {decision.confidence:g}",
+            f"  probability of being {decision.admitted}: at least {decision.confidence:g}",
             soft_wrap=True,
         )
     console.print(f"  {decision.used} of {decision.frames} frames used, {decision.id}")

@@ -702,7 +702,10 @@ def load_scored(path: Path) -> ScoredFaces:
         with open(path, "rb") as handle, np.load(handle, allow_pickle=False) as held:
             texts = json.loads(bytes(held["texts"]))
             if texts["schema"] != KEPT_SCHEMA:
-                raise DataError(f"{path}: is {texts['schema']!r}, expected {KEPT_SCHEMA!r}")
+                raise DataError(
+                    f"{path}: is {texts['schema']!r}, no file of kept answers ({KEPT_SCHEMA}); "
+                    "name another path"
+                )
             return ScoredFaces(
                 names=_objects(texts["names"]),
                 dataset=_objects(texts["dataset"]),
@@ -718,7 +721,9 @@ def load_scored(path: Path) -> ScoredFaces:
     except DataError:
         raise
     except (*_BROKEN, OSError, ValueError, LookupError, TypeError) as error:
-        raise DataError(f"{path}: holds no scored faces ({error}); delete it") from error
+        raise DataError(
+            f"{path}: is no file of kept answers, or a broken one; name another path"
+        ) from error
 
 
 def _read_provenance(wire: dict[str, Any]) -> Provenance:

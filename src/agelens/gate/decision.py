@@ -5,11 +5,15 @@ The gate itself: frames of one person in, accept, refuse, step up or retry out, 
     gate.challenge()        moves to ask the person for
     gate.decide(frames)     -> Decision, which is in the journal before it is returned
 
+    look(analyzer, frames, policy)  -> Look   the first half, for another process; and
+    gate.decide_on(look)            -> Decision, as ``decide`` would have
+
 Frames live as long as the call. What a gate remembers are the challenges that are not answered yet.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections import Counter
@@ -25,7 +29,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from agelens import __version__
-from agelens.analyzer import Analyzer
+from agelens.analyzer import Analyzer, AnalyzerOptions
+from agelens.bundle import Bundle, find_model
 from agelens.errors import ArgumentError, AuditError, GateError, ImageError
 from agelens.evaluation.scoring import card_sha256, model_sha256
 from agelens.evaluation.signing import VerifiedAudit, verify_audit
@@ -40,12 +45,20 @@ from agelens.gate.liveness import (
     Move,
     Reason,
 )
-from agelens.gate.policy import Fallback, GatePolicy, JournalPart, ModelPart, OverridePart
+from agelens.gate.policy import (
+    Admit,
+    Fallback,
+    GatePolicy,
+    JournalPart,
+    ModelPart,
+    OverridePart,
+    admitted_words,
+)
 from agelens.gate.token import Token, TokenIssuer, TokenKeys
-from agelens.images import ImageSource, load_image
+from agelens.images import ImageLimits, ImageSource, load_image
 from agelens.quality import DEFAULT_QUALITY_LIMITS
 from agelens.results import AgeDistribution, Face
-from agelens.sources import VIDEO_SUFFIXES, expand
+from agelens.sources import VIDEO_SUFFIXES, expand, video_frames
 
 SCHEMA: Final = "agelens.gate-decision/1"
 
@@ -75,8 +88,21 @@ class TimedFrame:
     seconds: float
 
 
+@dataclass(frozen=True, eq=False)
+class Clip:
+    """A video in memory, in place of single frames.
+
+    Attributes:
+        data: An MP4, QuickTime, WebM or Matroska file.
+        max_s: Seconds after which it is refused as too long.
+    """
+
+    data: bytes
+    max_s: float = math.inf
+
+
 Frame = ImageSource | TimedFrame
-Frames = Frame | Iterable[Frame]
+Frames = Frame | Clip | Iterable[Frame]
 
 
 @dataclass(frozen=True)
@@ -114,18 +140,20 @@ class Decision:
         time: When, UTC.
         outcome: "accept", "refuse", "step_up" (to another proof) or "retry".
         reasons: Why; the first one decided.
-        confidence: Highest of the policy's steps that P(age >= required age) reached; None when no
-            age was asked for or the lowest step was not reached.
+        confidence: Highest of the policy's steps that P(age >= required age) reached, or P(age <
+            required age) where those under it are let in; None when no age was asked for or the
+            lowest step was not reached.
         frames: Frames that were given.
         used: Frames that the age was taken from.
-        required_age: Completed years that admit.
+        required_age: Completed years at which the two sides part.
         policy: Name of the policy.
         policy_sha256: Of its fields.
         model: The model that the policy was fitted for, and that decided.
         audit: On what the gate is open.
         override: The operator's word against the audit, when the policy has one.
         liveness: Checks that were asked for, by name.
-        token: Says "over the required age" to others; None when there is none.
+        token: Says "over the required age", or "under" it, to others; None when there is none.
+        admit: Who is let in: those "over" the required age, or "under" it.
     """
 
     id: str
@@ -143,6 +171,12 @@ class Decision:
     override: OverridePart | None
     liveness: tuple[str, ...]
     token: Token | None = None
+    admit: Admit = "over"
+
+    @property
+    def admitted(self) -> str:
+        """Who is let in, in words: "18 or over", "under 13"."""
+        return admitted_words(self.required_age, self.admit)
 
     @property
     def accepted(self) -> bool:
@@ -172,6 +206,7 @@ class Decision:
             "frames": self.frames,
             "used": self.used,
             "required_age": self.required_age,
+            "admit": self.admit,
             "policy": {"name": self.policy, "sha256": self.policy_sha256},
             "model": {
                 "name": self.model.name,
@@ -187,20 +222,32 @@ class Decision:
 
 
 @dataclass(frozen=True, eq=False)
-class _Sight:
-    """One frame after the analysis.
+class Sight:
+    """One frame after the analysis, without its pixels.
 
     Attributes:
         problem: "unreadable", "no_face", "second_face", "unusable", or None for a good frame.
         details: Words of the quality's reasons, without their numbers.
-        live: The frame for the liveness checks, when it has one face with landmarks.
         face: The face of a good frame.
     """
 
     problem: str | None
     details: tuple[str, ...] = ()
-    live: LiveFrame | None = None
     face: Face | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Look:
+    """What ``look`` saw; it can be pickled.
+
+    Attributes:
+        sights: One for each frame that was looked at.
+        doubts: Why they do not look like one living person; empty when they do, or when the
+            policy decides without asking.
+    """
+
+    sights: tuple[Sight, ...]
+    doubts: tuple[Reason, ...]
 
 
 class Gate:
@@ -213,7 +260,6 @@ class Gate:
 
     Attributes:
         policy: The policy.
-        analyzer: Finds and estimates the faces.
         audit: On what the gate was opened.
         journal: Where decisions are recorded, or None.
     """
@@ -229,6 +275,7 @@ class Gate:
         detectors: Sequence[AttackDetector] = (),
         accept_licence: bool = False,
         clock: Callable[[], datetime] = utc_now,
+        weights: bool = True,
     ) -> None:
         """Open the gate, or say why it must stay shut.
 
@@ -242,6 +289,8 @@ class Gate:
             detectors: Presentation attack detectors of others, besides the policy's checks.
             accept_licence: Use a model that is licensed for research only.
             clock: Gives the time, with its zone.
+            weights: False loads none: frames are looked at elsewhere, and only ``decide_on``
+                decides.
 
         Raises:
             GateError: The policy is not fitted, or for another model; the audit is missing, failed,
@@ -261,14 +310,18 @@ class Gate:
             self._model = self.policy.require_ready()
         except ArgumentError as error:
             raise GateError(str(error)) from error
-        self.analyzer = analyzer or _analyzer_of(self._model, accept_licence)
-        _require_model(self.policy, self._model, self.analyzer)
+        options = analyzer_options(self._model, accept_licence=accept_licence)
+        self._analyzer = (analyzer or Analyzer(options)) if weights else None
+        self._bundle = find_model(options.model) if self._analyzer is None else self.analyzer.bundle
+        self._bundle.require_licence(accept_licence or analyzer is not None)
+        require_model(self.policy, self._bundle, options if analyzer is None else analyzer.options)
         self._verified, self._problem = self._read_audit(
             here / self.policy.audit.path if audit is None else audit, here
         )
         self.audit = self._audit_at(self._now())
         self._issuer = self._token_issuer(here)
-        self._checks = (*_checks_of(self.policy), *detectors)
+        self._detectors = tuple(detectors)
+        self._checks = (*_checks_of(self.policy), *self._detectors)
         self._waiting: dict[str, Challenge] = {}
         self._lock = threading.Lock()
         self._owns_journal = not isinstance(journal, Journal)
@@ -284,6 +337,20 @@ class Gate:
         """Close the journal that the gate opened; safe to call twice."""
         if self.journal is not None and self._owns_journal:
             self.journal.close()
+
+    @property
+    def analyzer(self) -> Analyzer:
+        """Finds and estimates the faces.
+
+        Raises:
+            ArgumentError: The gate was opened without weights.
+        """
+        if self._analyzer is None:
+            raise ArgumentError(
+                f"{self.policy.name}: this gate was opened without weights; look at the frames "
+                "with agelens.gate.decision.look and pass what it saw to decide_on"
+            )
+        return self._analyzer
 
     # --- opening ----------------------------------------------------------------------------------
 
@@ -302,20 +369,22 @@ class Gate:
             )
         try:
             verified = verify_audit(
-                path, bundle=self.analyzer.bundle, now=self._now(), trusted_key=self._key(here)
+                path,
+                bundle=self._bundle,
+                now=self._now(),
+                trusted_key=self.policy.audit.trusted_key(here),
             )
         except AuditError as error:
             return None, str(error)
-        if not verified.passed:
-            return verified, (
-                f"{path}: {verified.model} failed the audit by the policy {verified.policy!r}; its "
-                "audit.html says for whom. Take a model that passes"
-            )
         return verified, None
 
-    def _key(self, here: Path) -> str | Path | None:
-        key = self.policy.audit.key
-        return key if key is None or key.startswith("ed25519:") else here / key
+    def audit_now(self) -> AuditState:
+        """On what the gate is open now.
+
+        Raises:
+            GateError: On nothing: the audit ran out since the gate was opened.
+        """
+        return self._audit_at(self._now())
 
     def _audit_at(self, now: datetime) -> AuditState:
         """On what the gate is open at this time.
@@ -325,7 +394,7 @@ class Gate:
         """
         problem, verified = self._problem, self._verified
         if problem is None and verified is not None:
-            problem = _out_of_date(verified, self.policy.audit.max_age_days, now)
+            problem = audit_problem(verified, self.policy.audit.max_age_days, now)
         if problem is not None and self.policy.override is None:
             raise GateError(
                 f"the gate {self.policy.name!r} stays shut: {problem}. To open it without a valid "
@@ -374,7 +443,7 @@ class Gate:
             time_limit_s: Seconds to answer in.
 
         Raises:
-            ArgumentError: A number is out of range.
+            ArgumentError: A number is out of range, or nothing at this gate looks at the answer.
             GateError: More than 10,000 challenges wait for an answer.
         """
         return self._await(Challenge.draw(moves, time_limit_s=time_limit_s, clock=self._clock))
@@ -384,7 +453,18 @@ class Gate:
         drawn = Challenge.draw(max(2, len(moves)), time_limit_s=time_limit_s, clock=self._clock)
         return self._await(replace(drawn, moves=tuple(moves)))
 
+    def _require_challenges(self) -> None:
+        """Refuse moves that nothing would look at: they would protect nobody."""
+        if self.policy.liveness == "challenge" or len(self._checks) > len(_checks_of(self.policy)):
+            return
+        raise ArgumentError(
+            f"{self.policy.name}: the policy has liveness = {self.policy.liveness!r}, so nothing "
+            "looks at the moves of a challenge; leave the challenge out, or set liveness = "
+            "'challenge'"
+        )
+
     def _await(self, challenge: Challenge) -> Challenge:
+        self._require_challenges()
         with self._lock:
             now = self._now()
             for nonce in [n for n, one in self._waiting.items() if one.expires < now]:
@@ -397,7 +477,12 @@ class Gate:
             self._waiting[challenge.nonce] = challenge
         return challenge
 
-    def _taken(self, challenge: Challenge | None) -> Reason | None:
+    def waiting(self, nonce: str) -> Challenge | None:
+        """The challenge of this nonce, if it was drawn here and not answered yet."""
+        with self._lock:
+            return self._waiting.get(nonce)
+
+    def _taken(self, challenge: Challenge | None, received: datetime) -> Reason | None:
         """Use up a challenge; why it does not count, or None."""
         if challenge is None:
             return None
@@ -405,7 +490,7 @@ class Gate:
             known = self._waiting.pop(challenge.nonce, None)
         if known != challenge:
             return Reason("unknown_challenge", "these moves were not asked for, or answered before")
-        if self._now() > known.expires:
+        if received > known.expires:
             return Reason("challenge_expired", "the moves were made too late")
         return None
 
@@ -427,30 +512,79 @@ class Gate:
             The decision; it is in the journal, on disk.
 
         Raises:
-            ArgumentError: There are no frames, or more than 300 for a challenge; or a nonce was
-                given and the policy issues no tokens.
+            ArgumentError: There are no frames, more than 300 for a challenge, or too long a clip; a
+                nonce was given and the policy issues no tokens; or a challenge, and nothing looks
+                at it.
             GateError: The audit ran out since the gate was opened.
             JournalError: The decision could not be recorded: it must not be acted on.
+        """
+        self.require_answerable(challenge, nonce)
+        state = self.audit_now()
+        late = self._taken(challenge, self._now())
+        seen = look(
+            self.analyzer, frames, self.policy, challenge=challenge, detectors=self._detectors
+        )
+        return self._decided(seen, late, nonce, state)
+
+    def decide_on(
+        self,
+        seen: Look,
+        *,
+        challenge: Challenge | None = None,
+        nonce: str | None = None,
+        received: datetime | None = None,
+    ) -> Decision:
+        """Decide on what ``look`` saw under this gate's policy, detectors and challenge.
+
+        Args:
+            seen: What was seen.
+            challenge: As for ``decide``.
+            nonce: As for ``decide``.
+            received: When the frames were there, which is when the challenge was answered; None
+                takes the time of this call.
+
+        Returns:
+            What ``decide`` would have returned for the frames; it is in the journal, on disk.
+
+        Raises:
+            ArgumentError, GateError, JournalError: As for ``decide``.
+        """
+        self.require_answerable(challenge, nonce)
+        state = self.audit_now()
+        late = self._taken(challenge, received or self._now())
+        return self._decided(seen, late, nonce, state)
+
+    def require_answerable(self, challenge: Challenge | None, nonce: str | None) -> None:
+        """Refuse what cannot be asked of this gate, before anything is looked at or used up.
+
+        Raises:
+            ArgumentError: A nonce was given and the policy issues no tokens; or a challenge, and
+                nothing looks at it.
         """
         if nonce is not None and self._issuer is None:
             raise ArgumentError(
                 f"{self.policy.name}: a nonce was given, but the policy has no [token]"
             )
-        state = self._audit_at(self._now())
-        late = self._taken(challenge)
-        sights = self._look(frames)
-        outcome, reasons, age, used = self._judged(sights, challenge, late)
+        if challenge is not None:
+            self._require_challenges()
+
+    def _decided(
+        self, seen: Look, late: Reason | None, nonce: str | None, state: AuditState
+    ) -> Decision:
+        outcome, reasons, age, used = self._judged(seen, late)
         now = self._now()
         token = None
         if outcome == "accept" and self._issuer is not None and nonce is not None:
-            token = self._issuer.issue(self.policy.required_age, nonce)
+            issuer = self._issuer
+            issue = issuer.issue if self.policy.admit == "over" else issuer.issue_under
+            token = issue(self.policy.required_age, nonce)
         decision = Decision(
             id=new_identifier(now),
             time=now,
             outcome=outcome,
             reasons=reasons,
             confidence=None if age is None else self._coarse(age),
-            frames=len(sights),
+            frames=len(seen.sights),
             used=used,
             required_age=self.policy.required_age,
             policy=self.policy.name,
@@ -460,36 +594,29 @@ class Gate:
             override=self.policy.override,
             liveness=tuple(check.card.name for check in self._checks),
             token=token,
+            admit=self.policy.admit,
         )
         if self.journal is not None:
             self.journal.append(decision.to_record())
         return decision
 
     def _judged(
-        self, sights: Sequence[_Sight], challenge: Challenge | None, late: Reason | None
+        self, seen: Look, late: Reason | None
     ) -> tuple[Outcome, tuple[Reason, ...], AgeDistribution | None, int]:
         """Outcome, reasons, the fused age when one was asked for, and frames used for it."""
         policy = self.policy
-        hindrance = _hindrance(policy, sights)
+        hindrance = _hindrance(policy, seen.sights)
         if hindrance is not None:
             return (*hindrance, None, 0)
-        doubts = self._doubts(sights, challenge, late)
+        doubts = seen.doubts if late is None else (late,)
         if doubts:
             return policy.on_failed_liveness, doubts, None, 0
-        ages = [face.age for face in self._faces_for_age(sights)]
+        ages = [face.age for face in self._faces_for_age(seen.sights)]
         fused = fuse(ages, correlation=policy.frames.correlation)
         outcome = policy.outcome(fused.age)
-        return outcome, (_verdict(outcome, policy.required_age),), fused.age, fused.frames
+        return outcome, (_verdict(outcome, policy.admitted),), fused.age, fused.frames
 
-    def _doubts(
-        self, sights: Sequence[_Sight], challenge: Challenge | None, late: Reason | None
-    ) -> tuple[Reason, ...]:
-        if late is not None:
-            return (late,)
-        frames = [sight.live for sight in sights if sight.live is not None]
-        return tuple(reason for one in self._checks for reason in one.check(frames, challenge))
-
-    def _faces_for_age(self, sights: Sequence[_Sight]) -> list[Face]:
+    def _faces_for_age(self, sights: Sequence[Sight]) -> list[Face]:
         """At most ``frames.max`` good faces, evenly spread; of a challenge those to the camera."""
         faces = [sight.face for sight in sights if sight.face is not None]
         if self.policy.liveness == "challenge":
@@ -503,51 +630,17 @@ class Gate:
 
     def _coarse(self, age: AgeDistribution) -> float | None:
         steps = (self.policy.journal or JournalPart()).confidence_steps
-        chance = age.probability_at_least(self.policy.required_age)
+        over = age.probability_at_least(self.policy.required_age)
+        chance = over if self.policy.admit == "over" else 1 - over
         return max((step for step in steps if step <= chance), default=None)
-
-    # --- looking ----------------------------------------------------------------------------------
-
-    def _look(self, frames: Frames) -> list[_Sight]:
-        active = self.policy.liveness == "challenge"
-        most = _MOST_FRAMES if active else self.policy.frames.max
-        sights: list[_Sight] = []
-        every_s = _EVERY_S_OF_CHALLENGE if active else _EVERY_S
-        for image, seconds in _taken_apart(frames, every_s):
-            if len(sights) == most:
-                raise ArgumentError(
-                    f"more than {most} frames to follow a challenge in; send about ten a second"
-                )
-            sights.append(self._sight(image, seconds))
-            if len(sights) == most and not active:
-                break
-        if not sights:
-            raise ArgumentError("a decision needs at least one frame, got none")
-        return sights
-
-    def _sight(self, source: ImageSource | None, seconds: float | None) -> _Sight:
-        if source is None:
-            return _Sight("unreadable")
-        try:
-            pixels = load_image(source, limits=self.analyzer.options.limits).pixels
-        except ImageError:
-            return _Sight("unreadable")
-        faces = self.analyzer(pixels).faces
-        if len(faces) != 1:
-            return _Sight("second_face" if faces else "no_face")
-        (face,) = faces
-        live = _live(pixels, face, seconds) if self._checks else None
-        if face.age.abstained:
-            words = tuple(reason.partition(":")[0] for reason in face.quality.reasons)
-            return _Sight("unusable", words, live)
-        return _Sight(None, (), live, face)
 
 
 # --- opening --------------------------------------------------------------------------------------
 
 
-def _analyzer_of(model: ModelPart, accept_licence: bool) -> Analyzer:
-    return Analyzer(
+def analyzer_options(model: ModelPart, *, accept_licence: bool = False) -> AnalyzerOptions:
+    """How the frames of a gate are looked at whose limits were fitted for this model."""
+    return AnalyzerOptions(
         model=model.name.rpartition("@")[0] or model.name,
         detector=model.detector,
         flip=model.flip,
@@ -555,22 +648,31 @@ def _analyzer_of(model: ModelPart, accept_licence: bool) -> Analyzer:
     )
 
 
-def _require_model(policy: GatePolicy, model: ModelPart, analyzer: Analyzer) -> None:
-    """Refuse a model, a calibration or a way of asking that the limits were not fitted for."""
-    bundle, options = analyzer.bundle, analyzer.options
+def require_model(policy: GatePolicy, bundle: Bundle, options: AnalyzerOptions) -> None:
+    """Refuse a model, a calibration or a way of asking that the limits were not fitted for.
+
+    Args:
+        policy: A fitted policy.
+        bundle: The model that looks at the frames.
+        options: How it is asked.
+
+    Raises:
+        GateError: They are not those of the fit.
+    """
+    model = policy.require_ready()
     again = "fit the policy again: agelens gate fit MODEL DATA --base POLICY --out POLICY"
     found = model_sha256(bundle)
     if found != model.sha256:
         raise GateError(
             f"{policy.name}: its limits were fitted for {model.name} ({model.sha256[:12]}...), and "
-            f"this is {analyzer.model} ({found[:12]}...); {again}"
+            f"this is {bundle.card.identifier} ({found[:12]}...); {again}"
         )
     card = card_sha256(bundle.card)
     if card != model.card_sha256:
         raise GateError(
-            f"{policy.name}: the card of {analyzer.model} (its calibration, crop or another field) "
-            f"has changed since the fit ({card[:12]}..., fitted with {model.card_sha256[:12]}...); "
-            f"{again}"
+            f"{policy.name}: the card of {bundle.card.identifier} (its calibration, crop or "
+            f"another field) has changed since the fit ({card[:12]}..., fitted with "
+            f"{model.card_sha256[:12]}...); {again}"
         )
     for name, wanted, used in (
         ("detector", model.detector, options.detector),
@@ -594,7 +696,19 @@ def _checks_of(policy: GatePolicy) -> tuple[AttackDetector, ...]:
     return checks[policy.liveness]
 
 
-def _out_of_date(audit: VerifiedAudit, max_age_days: int, now: datetime) -> str | None:
+def audit_problem(audit: VerifiedAudit, max_age_days: int, now: datetime) -> str | None:
+    """Why a verified audit opens no gate at this time; None when it does.
+
+    Args:
+        audit: The audit.
+        max_age_days: Days after which the policy takes it no longer.
+        now: The time, with its zone.
+    """
+    if not audit.passed:
+        return (
+            f"{audit.model} failed the audit by the policy {audit.policy!r}; its audit.html says "
+            "for whom. Take a model that passes"
+        )
     if now >= audit.expires:
         return f"the audit of {audit.model} expired on {audit.expires:%Y-%m-%d}; audit it again"
     if now - audit.created > timedelta(days=max_age_days):
@@ -608,14 +722,86 @@ def _out_of_date(audit: VerifiedAudit, max_age_days: int, now: datetime) -> str 
 # --- looking --------------------------------------------------------------------------------------
 
 
+def look(
+    analyzer: Analyzer,
+    frames: Frames,
+    policy: GatePolicy,
+    *,
+    challenge: Challenge | None = None,
+    detectors: Sequence[AttackDetector] = (),
+) -> Look:
+    """Look at the frames of one person as a gate of this policy does.
+
+    Args:
+        analyzer: An analyzer of the policy's model; see ``require_model``.
+        frames: As for ``Gate.decide``.
+        policy: Says how many frames are looked at, and which checks they have to pass.
+        challenge: What was asked for.
+        detectors: Presentation attack detectors besides the policy's checks.
+
+    Raises:
+        ArgumentError: There are no frames, more than 300 for a challenge, or too long a clip.
+    """
+    active = policy.liveness == "challenge"
+    most = _MOST_FRAMES if active else policy.frames.max
+    checks = (*_checks_of(policy), *detectors)
+    sights: list[Sight] = []
+    alive: list[LiveFrame] = []
+    every_s = _EVERY_S_OF_CHALLENGE if active else _EVERY_S
+    for image, seconds in _taken_apart(frames, every_s, analyzer.options.limits):
+        if len(sights) == most:
+            raise ArgumentError(
+                f"more than {most} frames to follow a challenge in; send about ten a second"
+            )
+        sight, live = _sight(analyzer, image, seconds, keep=bool(checks))
+        sights.append(sight)
+        alive += [] if live is None else [live]
+        if len(sights) == most and not active:
+            break
+    if not sights:
+        raise ArgumentError("a decision needs at least one frame, got none")
+    doubts: tuple[Reason, ...] = ()
+    if _hindrance(policy, sights) is None:
+        doubts = tuple(reason for one in checks for reason in one.check(alive, challenge))
+    return Look(tuple(sights), doubts)
+
+
+def _sight(
+    analyzer: Analyzer, source: ImageSource | None, seconds: float | None, *, keep: bool
+) -> tuple[Sight, LiveFrame | None]:
+    """One frame; and what the liveness checks look at, when ``keep`` and there is one face."""
+    if source is None:
+        return Sight("unreadable"), None
+    try:
+        pixels = load_image(source, limits=analyzer.options.limits).pixels
+    except ImageError:
+        return Sight("unreadable"), None
+    faces = analyzer(pixels).faces
+    if len(faces) != 1:
+        return Sight("second_face" if faces else "no_face"), None
+    (face,) = faces
+    live = _live(pixels, face, seconds) if keep else None
+    if face.age.abstained:
+        words = tuple(reason.partition(":")[0] for reason in face.quality.reasons)
+        return Sight("unusable", words), live
+    return Sight(None, (), face), live
+
+
 def _taken_apart(
-    frames: Frames, every_s: float
+    frames: Frames, every_s: float, limits: ImageLimits
 ) -> Iterator[tuple[ImageSource | None, float | None]]:
     """Each frame and its time; None for one that a video does not give."""
     if isinstance(frames, str | os.PathLike) and Path(frames).suffix.lower() in VIDEO_SUFFIXES:
         for item in expand([frames], every_s=every_s):
             _, mark, seconds = item.name.rpartition("#t=")
             yield item.image, float(seconds) if mark else None
+        return
+    if isinstance(frames, Clip):
+        for item in video_frames(frames.data, every_s=every_s, limits=limits):
+            _, mark, text = item.name.rpartition("#t=")
+            if mark and float(text) > frames.max_s:
+                raise ArgumentError(f"the clip is longer than {frames.max_s:g} s; send less of it")
+            yield item.image, float(text) if mark else None
         return
     for frame in _listed(frames):
         if isinstance(frame, TimedFrame):
@@ -632,7 +818,7 @@ def _listed(frames: Frames) -> Iterable[Frame]:
         frames, str | os.PathLike | bytes | bytearray | memoryview | Image.Image | TimedFrame
     ):
         return [cast("Frame", frames)]
-    return frames
+    return cast("Iterable[Frame]", frames)
 
 
 def _live(pixels: NDArray[np.uint8], face: Face, seconds: float | None) -> LiveFrame | None:
@@ -656,7 +842,7 @@ def _live(pixels: NDArray[np.uint8], face: Face, seconds: float | None) -> LiveF
 
 
 def _hindrance(
-    policy: GatePolicy, sights: Sequence[_Sight]
+    policy: GatePolicy, sights: Sequence[Sight]
 ) -> tuple[Fallback, tuple[Reason, ...]] | None:
     """What keeps the gate from asking for an age, and what the policy says to it."""
     counts = Counter(sight.problem for sight in sights)
@@ -694,24 +880,31 @@ def _hindrance(
     return (policy.on_no_face if faceless else policy.on_unusable), tuple(reasons)
 
 
-def _of(count: int, sights: Sequence[_Sight]) -> str:
+def _of(count: int, sights: Sequence[Sight]) -> str:
     return f"{count} of {len(sights)} frames"
 
 
-def _verdict(outcome: Outcome, required_age: int) -> Reason:
+def _verdict(outcome: Outcome, admitted: str) -> Reason:
     return {
-        "accept": Reason("over_limit", f"clearly over {required_age}"),
-        "refuse": Reason("under_limit", f"clearly not over {required_age}"),
-        "step_up": Reason("between_limits", f"not sure enough to say over {required_age}"),
+        "accept": Reason("over_limit", f"clearly {admitted}"),
+        "refuse": Reason("under_limit", f"clearly not {admitted}"),
+        "step_up": Reason("between_limits", f"not sure enough to say {admitted}"),
     }[outcome]
 
 
 __all__ = [
     "SCHEMA",
     "AuditState",
+    "Clip",
     "Decision",
     "Frames",
     "Gate",
+    "Look",
     "Outcome",
+    "Sight",
     "TimedFrame",
+    "analyzer_options",
+    "audit_problem",
+    "look",
+    "require_model",
 ]

@@ -8,14 +8,15 @@ Test", 2021). Each threshold of a fixed grid, from the strictest down, stands fo
 "some cell's false-acceptance rate is over the bound", tested by an exact binomial test
 (Clopper-Pearson) at level 1 - confidence; the last one before the first that is not rejected is
 taken. Testing in a fixed order needs no correction for the number of thresholds. The cells are
-bands of under-age faces, overall and of each group; the hypothesis "some cell is over" is a union,
-so it is rejected when each cell's own test rejects it, each at the full level (intersection-union
-test, Berger 1982). docs/explanation/gate-statistics.md has the argument.
+bands of those to be kept out, overall and of each group; the hypothesis "some cell is over" is a
+union, so it is rejected when each cell's own test rejects it, each at the full level
+(intersection-union test, Berger 1982). docs/explanation/gate-statistics.md has the argument.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -40,24 +41,27 @@ from agelens.gate.measuring import (
     faces_needed,
     gate_faces,
     groups,
-    minor_band,
+    hardest_band,
     trade_off,
     upper_bound,
+    whole_sides,
     within,
 )
 from agelens.gate.policy import (
+    Admit,
     FitPart,
     FittedData,
     GatePolicy,
     ModelPart,
     Promise,
     Rule,
+    kept_out_words,
     rule_scores,
 )
 
 FIT_SCHEMA: Final = "agelens.gate-fit/1"
-ADULT_YEARS: Final = 7
-"""Width of the default band of those just of age: 18 to 24."""
+LET_IN_YEARS: Final = 7
+"""Width of the default band of those just on the admitted side: 18 to 24, or 6 to 12."""
 LEFT_OUT_WORDS: Final[Mapping[str, str]] = dict(
     zip(
         LEFT_OUT,
@@ -145,83 +149,152 @@ def fit_gate(
     max_false_refuse: float | None = 0.05,
     base: GatePolicy | None = None,
     name: str | None = None,
+    admit: Admit = "over",
 ) -> GateFit:
     """The laxest limit whose false-acceptance rate is below the bound, with the stated confidence.
 
-    It is promised for all who are under age, for the adjacent band of them, and for every group of
-    both: the whole promise fails for at most ``1 - confidence`` of such data sets. A gate that lets
-    no toddler in says little, so the adjacent band decides nearly always.
+    It is promised for all who are to be kept out, for the band of them next to the required age,
+    and for every group of both: the whole promise fails for at most ``1 - confidence`` of such data
+    sets. A gate that lets no toddler in says little, so the adjacent band decides nearly always.
 
     Args:
         faces: Faces that the model was neither trained nor calibrated on, with its answers, like
             those that the gate will see.
-        required_age: Completed years that admit; with ``base`` that policy's is taken.
+        required_age: Completed years at which the two sides part; with ``base`` that policy's is
+            taken.
         max_false_accept: Bound of the false-acceptance rate, 0..1.
         confidence: 0..1.
         by: Columns whose groups are each held to the bound; see ``measuring.groups``.
         rule: "probability" fits ``threshold``, "challenge" the buffer ``challenge_age``; with
             ``base`` that policy's is taken.
-        minors: The adjacent band; None takes the five years under the required age. (0,
-            required_age - 1) promises on all under age only, which is far easier.
-        adults: Band that ``max_false_refuse`` is promised on, besides all of age; None takes the
-            required age and the six years after.
-        max_false_refuse: Bound of the rate at which those of age are refused outright: it fits
-            ``refuse_below`` (or ``refuse_under_age``). None refuses nobody outright.
-        base: Policy whose other fields are kept; None takes the defaults.
+        minors: Band under the required age that is promised on apart: those to be kept out, or to
+            be let in, who are next to it; None takes the five years under it to keep them out, the
+            seven to let them in. (0, required_age - 1) promises on all of them only, which is far
+            easier.
+        adults: The same from the required age on; None takes the seven years from it to let them
+            in, the five to keep them out.
+        max_false_refuse: Bound of the rate at which those to be let in are refused outright: it
+            fits ``refuse_below`` (or ``refuse_under_age``). None refuses nobody outright.
+        base: Policy whose other fields are kept; None takes the defaults. What its name and summary
+            say of its buffer age is rewritten for the fitted one.
         name: Of the policy; None keeps that of ``base``, or makes one.
+        admit: Who is let in; with ``base`` that policy's is taken.
 
     Raises:
         ArgumentError: A number is out of range, a column is missing, or ``base`` says otherwise.
         DataError: The faces are too few for the promise, or no limit keeps it; with the numbers.
         MissingExtra: scipy is not installed.
     """
-    if base is not None:
-        required_age, rule = base.required_age, base.rule
-    _check_shares(max_false_accept, confidence, max_false_refuse)
-    adjacent = _checked_band(minors or minor_band(required_age), 0, required_age - 1, "minors")
-    young = (required_age, min(required_age + ADULT_YEARS - 1, OLDEST))
-    just_over = _checked_band(adults or young, required_age, OLDEST, "adults")
+    if base is None:
+        base = GatePolicy.from_table(
+            {
+                "name": f"{admit}-{required_age}",
+                "required_age": required_age,
+                "admit": admit,
+                "rule": rule,
+            }
+        )
+    required_age, rule, admit = base.required_age, base.rule, base.admit
+    minors, adults = checked_promise(
+        required_age, max_false_accept, confidence, max_false_refuse, minors, adults, admit
+    )
+    adjacent, just_in = (minors, adults) if admit == "over" else (adults, minors)
+    all_out, all_in = whole_sides(required_age, admit)
     who = gate_faces(faces, required_age)
+    out, right = who.sides(admit)
     parts = groups(faces, by)
-    scores = rule_scores(faces.age, rule, required_age)
-    under_age, of_age = (0, required_age - 1), (required_age, OLDEST)
-    kept_out = _cells(faces, who.minors, scores, parts, [under_age, adjacent], worst=max)
-    let_in = _cells(faces, who.adults, scores, parts, [of_age, just_over], worst=min)
+    scores = rule_scores(faces.age, rule, required_age, admit)
+    kept_out = _cells(faces, out, scores, parts, [all_out, adjacent], worst=max)
+    let_in = _cells(faces, right, scores, parts, [all_in, just_in], worst=min)
 
-    _require_enough(kept_out, max_false_accept, confidence, who)
-    limit = _strictest(kept_out, limits(rule, required_age), max_false_accept, confidence)
-    _require_someone(let_in, limit, rule)
-    refuse, notes = _refusal(let_in, limits(rule, 0), limit, max_false_refuse, confidence)
+    _require_enough(kept_out, max_false_accept, confidence, who, admit)
+    limit = _strictest(
+        kept_out, limits(rule, required_age), max_false_accept, confidence, base.admitted
+    )
+    _require_someone(let_in, limit, rule, base.admitted)
+    refuse, notes = _refusal(
+        let_in, limits(rule, 0), limit, max_false_refuse, confidence, base.admitted
+    )
 
-    promises = _promises(kept_out, limit, confidence, minor=True)
+    promises = _promises(kept_out, limit, confidence, keeps_out=True)
     if refuse > 0:
-        promises += _promises(let_in, refuse, confidence, minor=False)
+        promises += _promises(let_in, refuse, confidence, keeps_out=False)
     fit = FitPart(
         max_false_accept=max_false_accept,
         confidence=confidence,
         max_false_refuse=max_false_refuse if refuse > 0 else None,
-        minor_band=adjacent,
-        adult_band=just_over,
+        minor_band=minors,
+        adult_band=adults,
         by=tuple(by),
         date=datetime.now(UTC).date(),
         agelens=__version__,
         data=tuple(FittedData(**asdict(file)) for file in faces.provenance.data),
         left_out=dict(who.left_out),
         promises=promises,
-        step_up_rate=_share(faces, who.adults, (scores < limit) & (scores >= refuse)),
-        refusal_rate=_share(faces, who.adults, scores < refuse),
+        step_up_rate=_share(faces, right, (scores < limit) & (scores >= refuse)),
+        refusal_rate=_share(faces, right, scores < refuse),
     )
+    policy = _policy(faces, base, name, limit, refuse, fit)
     return GateFit(
-        policy=_policy(faces, base, name, required_age, rule, limit, refuse, fit),
+        policy=policy,
         price=trade_off(
-            faces, rule, required_age, dict.fromkeys([under_age, adjacent]), fitted=limit
+            faces, rule, required_age, dict.fromkeys([all_out, adjacent]), limit, admit
         ),
         counts={
             "under_age": int(who.minors.sum()),
             "of_age": int(who.adults.sum()),
             **who.left_out,
         },
-        notes=(*_notes(fit, limit, let_in), *notes),
+        notes=(*_notes(base, policy, fit, let_in), *notes),
+    )
+
+
+def checked_promise(
+    required_age: int,
+    max_false_accept: float,
+    confidence: float,
+    max_false_refuse: float | None,
+    minors: Band | None,
+    adults: Band | None,
+    admit: Admit = "over",
+    *,
+    names: Mapping[str, str] | None = None,
+) -> tuple[Band, Band]:
+    """Refuse a question that ``fit_gate`` cannot answer, before any face is looked at.
+
+    Args:
+        required_age: As of ``fit_gate``, like those that follow.
+        max_false_accept: 0..1.
+        confidence: 0..1.
+        max_false_refuse: 0..1, or None.
+        minors: Band under the required age; None takes the default.
+        adults: Band from the required age on; None takes the default.
+        admit: Who is let in.
+        names: What messages call these arguments, by name; as a command's options are typed.
+
+    Returns:
+        The bands ``minors`` and ``adults``, given or by default.
+
+    Raises:
+        ArgumentError: A share is not between 0 and 1, or a band does not lie on its side of the
+            required age.
+    """
+    called = {"minors": "the band minors", "adults": "the band adults", **(names or {})}
+    for name, value in (
+        ("max_false_accept", max_false_accept),
+        ("confidence", confidence),
+        ("max_false_refuse", max_false_refuse),
+    ):
+        if value is not None and not 0 < value < 1:
+            hint = f"; {value:g} % is {value / 100:g}" if 1 <= value < 100 else ""
+            raise ArgumentError(
+                f"{called.get(name, name)} must be between 0 and 1, got {value:g}{hint}"
+            )
+    keeps, lets = hardest_band(required_age, admit), _just_let_in(required_age, admit)
+    under, over = (keeps, lets) if admit == "over" else (lets, keeps)
+    return (
+        _checked_band(minors or under, 0, required_age - 1, called["minors"]),
+        _checked_band(adults or over, required_age, OLDEST, called["adults"]),
     )
 
 
@@ -260,23 +333,18 @@ def highest_refusal(scores: Floats, allowed: int, grid: Floats) -> float:
 # --- the steps ------------------------------------------------------------------------------------
 
 
-def _check_shares(
-    max_false_accept: float, confidence: float, max_false_refuse: float | None
-) -> None:
-    for name, value in (
-        ("max_false_accept", max_false_accept),
-        ("confidence", confidence),
-        ("max_false_refuse", max_false_refuse),
-    ):
-        if value is not None and not 0 < value < 1:
-            raise ArgumentError(f"{name} must be between 0 and 1, got {value}")
+def _just_let_in(required_age: int, admit: Admit) -> Band:
+    """The years next to the required age of those to be let in."""
+    if admit == "over":
+        return (required_age, min(required_age + LET_IN_YEARS - 1, OLDEST))
+    return (max(0, required_age - LET_IN_YEARS), required_age - 1)
 
 
 def _checked_band(band: Band, lowest: int, highest: int, name: str) -> Band:
     low, high = band
     if not lowest <= low <= high <= highest:
         raise ArgumentError(
-            f"the band {name} must rise and stay within {lowest} to {highest}, got {low} to {high}"
+            f"{name} must rise and stay within {lowest} to {highest}, got {low} to {high}"
         )
     return (low, high)
 
@@ -304,7 +372,7 @@ def _cells(
 
 
 def _require_enough(
-    cells: Sequence[_Cell], bound: float, confidence: float, who: GateFaces
+    cells: Sequence[_Cell], bound: float, confidence: float, who: GateFaces, admit: Admit
 ) -> None:
     needed = faces_needed(bound, confidence)
     short = [cell for cell in cells if len(cell.scores) < needed]
@@ -320,11 +388,14 @@ def _require_enough(
         + "\n".join(f"  {len(cell.scores):>5,}  {cell.title}" for cell in short)
         + (f"\nNot counted: {left_out}." if left_out else "")
         + "\nAdd faces of these ages, or promise less: a higher --max-false-accept, a lower "
-        "--confidence, a wider --minor-band, fewer groups in --by"
+        f"--confidence, a wider --{'minor' if admit == 'over' else 'adult'}-band, fewer groups in "
+        "--by"
     )
 
 
-def _strictest(cells: Sequence[_Cell], grid: Floats, bound: float, confidence: float) -> float:
+def _strictest(
+    cells: Sequence[_Cell], grid: Floats, bound: float, confidence: float, admitted: str
+) -> float:
     found = []
     for cell in cells:
         allowed = errors_allowed(len(cell.scores), bound, confidence)
@@ -334,22 +405,22 @@ def _strictest(cells: Sequence[_Cell], grid: Floats, bound: float, confidence: f
             raise DataError(
                 f"no limit keeps the bound: of {len(cell.scores):,} faces {cell.title}, "
                 f"{reached:,} reach even the strictest limit ({grid[-1]:g}), and only {allowed:,} "
-                "may; this model cannot tell them from those of age. Promise less (a higher "
+                f"may; this model cannot tell them from those {admitted}. Promise less (a higher "
                 "--max-false-accept), or take another model"
             )
         found.append(limit)
     return max(found)
 
 
-def _require_someone(cells: Sequence[_Cell], limit: float, rule: Rule) -> None:
+def _require_someone(cells: Sequence[_Cell], limit: float, rule: Rule, admitted: str) -> None:
     everybody = cells[0]
     if len(everybody.scores) == 0:
         raise DataError(
             f"there are no faces {everybody.title}, so the price in refusals cannot be shown; add "
-            "faces of those of age"
+            f"faces of those {admitted}"
         )
     if everybody.scores[-1] < limit:
-        what = "P(of age)" if rule == "probability" else "expected age"
+        what = f"P({admitted})" if rule == "probability" else "expected age"
         raise DataError(
             f"the bound needs a limit of {limit:g}, which none of the {len(everybody.scores):,} "
             f"faces {everybody.title} reaches (their highest {what} is "
@@ -364,6 +435,7 @@ def _refusal(
     limit: float,
     bound: float | None,
     confidence: float,
+    admitted: str,
 ) -> tuple[float, list[str]]:
     """The limit under which is refused outright, and why there is none."""
     if bound is None:
@@ -373,8 +445,8 @@ def _refusal(
         needed = faces_needed(bound, confidence)
         named = "; ".join(f"{c.title}: {len(c.scores)}" for c in short)
         return 0.0, [
-            f"Nobody is refused outright: promising it for at most {bound:g} of those of age needs "
-            f"{needed} faces of each kind, and there are fewer ({named})."
+            f"Nobody is refused outright: promising it for at most {bound:g} of those {admitted} "
+            f"needs {needed} faces of each kind, and there are fewer ({named})."
         ]
     highest = min(
         highest_refusal(c.scores, errors_allowed(len(c.scores), bound, confidence), grid)
@@ -384,15 +456,15 @@ def _refusal(
 
 
 def _promises(
-    cells: Sequence[_Cell], limit: float, confidence: float, *, minor: bool
+    cells: Sequence[_Cell], limit: float, confidence: float, *, keeps_out: bool
 ) -> tuple[Promise, ...]:
     found = []
     for cell in cells:
-        wrong = cell.scores >= limit if minor else cell.scores < limit
+        wrong = cell.scores >= limit if keeps_out else cell.scores < limit
         errors = int(wrong.sum())
         found.append(
             Promise(
-                error="false_acceptance" if minor else "false_refusal",
+                error="false_acceptance" if keeps_out else "false_refusal",
                 ages=cell.ages,
                 group=cell.group,
                 faces=len(cell.scores),
@@ -409,10 +481,8 @@ def _share(faces: ScoredFaces, people: Mask, is_so: Mask) -> float:
 
 def _policy(
     faces: ScoredFaces,
-    base: GatePolicy | None,
+    base: GatePolicy,
     name: str | None,
-    required_age: int,
-    rule: Rule,
     limit: float,
     refuse: float,
     fit: FitPart,
@@ -420,10 +490,12 @@ def _policy(
     source = faces.provenance
     accept, under = (
         ("threshold", "refuse_below")
-        if rule == "probability"
+        if base.rule == "probability"
         else ("challenge_age", "refuse_under_age")
     )
     fields: dict[str, Any] = {
+        "name": _retold(base.name, base, limit) if name is None else name,
+        "summary": _retold(base.summary, base, limit),
         accept: limit,
         under: refuse,
         "fit": fit,
@@ -435,12 +507,22 @@ def _policy(
             flip=bool(source.options.get("flip", False)),
         ),
     }
-    start = base or GatePolicy(name=f"over-{required_age}", required_age=required_age, rule=rule)
-    return start.changed(**fields, **({} if name is None else {"name": name}))
+    return base.changed(**fields)
 
 
-def _notes(fit: FitPart, limit: float, let_in: Sequence[_Cell]) -> list[str]:
-    accepted = (let_in[0].scores >= limit).mean()
+def _retold(text: str, base: GatePolicy, limit: float) -> str:
+    """A name or summary with the fitted buffer age in place of that of the base."""
+    before = base.challenge_age
+    # A buffer of the required age itself cannot be told from the required age in a text.
+    if before is None or before in (limit, base.required_age):
+        return text
+    return re.sub(rf"(?<![\d.]){re.escape(f'{before:g}')}(?!\.?\d)", f"{limit:g}", text)
+
+
+def _notes(
+    base: GatePolicy, policy: GatePolicy, fit: FitPart, let_in: Sequence[_Cell]
+) -> list[str]:
+    accepted = (let_in[0].scores >= policy.require_limit()).mean()
     nearest = max(
         (one for one in fit.promises if one.error == "false_acceptance"),
         key=lambda one: one.upper,
@@ -449,13 +531,23 @@ def _notes(fit: FitPart, limit: float, let_in: Sequence[_Cell]) -> list[str]:
         f"Nearest to the bound: {_title(nearest.ages, nearest.group)}, {nearest.errors:,} of "
         f"{nearest.faces:,} accepted, at most {100 * nearest.upper:.1f} % with confidence "
         f"{fit.confidence:g}.",
-        f"Price: {100 * (1 - accepted):.0f} % of those of age in these data are not accepted at "
-        "once.",
+        f"Price: {100 * (1 - accepted):.0f} % of those {policy.admitted} in these data are not "
+        "accepted at once.",
     ]
-    if fit.minor_band[0] == 0:
+    whole = whole_sides(policy.required_age, policy.admit)[0]
+    if whole in (fit.minor_band, fit.adult_band):
+        everybody = kept_out_words(policy.required_age, policy.admit)
+        rest, just = (
+            ("small children", "under") if policy.admit == "over" else ("grown-ups", "from")
+        )
         notes.append(
-            "The promise is on all under age together, small children included; it says little of "
-            f"those just under {fit.minor_band[1] + 1}. Look at the rates by age."
+            f"The promise is on all {everybody} together, {rest} included; it says little of "
+            f"those just {just} {policy.required_age}. Look at the rates by age."
+        )
+    if base.challenge_age not in (None, policy.challenge_age):
+        notes.append(
+            f"The buffer age of {base.name} is {base.challenge_age:g}, the fitted one "
+            f"{policy.challenge_age:g}."
         )
     if not fit.by:
         notes.append("No group was held to the bound by itself; --by names columns of groups.")

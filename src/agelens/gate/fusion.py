@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from agelens.errors import ArgumentError
-from agelens.results import AgeDistribution
+from agelens.results import AgeDistribution, GenderEstimate
 
 _FLOOR: Final = 1e-7
 """Least probability of an age in a frame: no single frame rules an age out for all others."""
@@ -77,6 +77,31 @@ def fuse(frames: Sequence[AgeDistribution], *, correlation: float) -> FusedAge:
     return FusedAge(age, len(voters), effective)
 
 
+def fuse_genders(frames: Sequence[GenderEstimate], *, correlation: float) -> GenderEstimate | None:
+    """Fuse the calibrated gender estimates of several frames of one person, as ``fuse`` does ages.
+
+    The frames' log-odds are averaged and multiplied by the number of frames they are worth.
+
+    Args:
+        frames: One estimate a frame, of one model; their order does not matter.
+        correlation: Of the errors of two frames of a person, 0..1.
+
+    Returns:
+        The fused estimate with the frames' threshold; None when there is no frame.
+
+    Raises:
+        ArgumentError: ``correlation`` is outside 0..1.
+    """
+    if not 0 <= correlation <= 1:
+        raise ArgumentError(f"the correlation of frames must be within 0..1, got {correlation}")
+    if len(frames) < 2:
+        return frames[0] if frames else None
+    shares = np.sort([frame.female_probability for frame in frames])
+    shares = np.clip(shares, _FLOOR, 1 - _FLOOR)
+    odds = np.log(shares / (1 - shares)).mean() * effective_frames(len(frames), correlation)
+    return GenderEstimate(float(1 / (1 + np.exp(-odds))), frames[0].threshold)
+
+
 def effective_frames(frames: int, correlation: float) -> float:
     """How many independent frames ``frames`` correlated ones are worth.
 
@@ -126,4 +151,4 @@ def estimate_correlation(errors: ArrayLike, people: ArrayLike) -> float:
     return float(np.clip((between - within) / spread, 0, 1))
 
 
-__all__ = ["FusedAge", "effective_frames", "estimate_correlation", "fuse"]
+__all__ = ["FusedAge", "effective_frames", "estimate_correlation", "fuse", "fuse_genders"]

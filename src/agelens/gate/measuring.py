@@ -35,7 +35,7 @@ from agelens.evaluation.gate_errors import exact_interval
 from agelens.evaluation.metrics import measure, weighted_mean
 from agelens.evaluation.scored import UNKNOWN, Floats, ScoredFaces
 from agelens.evaluation.values import absolute_errors
-from agelens.gate.policy import GatePolicy, Promise, Rule, rule_scores
+from agelens.gate.policy import Admit, GatePolicy, Promise, Rule, rule_scores
 from agelens.results import AGE_COUNT
 
 REPORT_SCHEMA: Final = "agelens.gate-report/1"
@@ -169,6 +169,10 @@ class GateFaces:
     adults: Mask
     left_out: Mapping[str, int]
 
+    def sides(self, admit: Admit) -> tuple[Mask, Mask]:
+        """(N,) faces to be kept out, and (N,) faces to be let in."""
+        return (self.minors, self.adults) if admit == "over" else (self.adults, self.minors)
+
 
 def gate_faces(faces: ScoredFaces, required_age: int) -> GateFaces:
     """Tell those under age from those of age, and leave out what cannot be told or decided.
@@ -253,9 +257,10 @@ class TradeOff:
     """What one limit would cost whom.
 
     Attributes:
-        limit: P(age >= required age) or expected age from which is accepted.
-        false_accept: Share of those under age that are accepted, by "FIRST-LAST" ages.
-        not_accepted: Share of those of age that are not accepted at once, by "FIRST-LAST" ages.
+        limit: P(of the age that is admitted) or expected age from which is accepted.
+        false_accept: Share of those to be kept out that are accepted, by "FIRST-LAST" ages.
+        not_accepted: Share of those to be let in that are not accepted at once, by "FIRST-LAST"
+            ages.
     """
 
     limit: float
@@ -277,9 +282,38 @@ def minor_band(required_age: int) -> Band:
     return (max(0, required_age - 5), required_age - 1)
 
 
+def child_bands(required_age: int) -> tuple[Band, ...]:
+    """Bands of those under an age, from the oldest: the last years apart, because they pay most
+    where those under it are let in; for 13: 10 to 12, 6 to 9, 1 to 5, 0.
+    """
+    ends = [required_age - years for years in (1, 4, 8, 13)]
+    held = [end for end in ends if end >= 0]
+    return tuple(zip([*(end + 1 for end in held[1:]), 0], held, strict=True))
+
+
+def whole_sides(required_age: int, admit: Admit) -> tuple[Band, Band]:
+    """Ages of all who are to be kept out, and of all who are to be let in."""
+    under, over = (0, required_age - 1), (required_age, OLDEST)
+    return (under, over) if admit == "over" else (over, under)
+
+
+def let_in_bands(required_age: int, admit: Admit) -> tuple[Band, ...]:
+    """Bands of those to be let in, from those next to the required age."""
+    return adult_bands(required_age) if admit == "over" else child_bands(required_age)
+
+
+def hardest_band(required_age: int, admit: Admit) -> Band:
+    """Those to be kept out who are hardest to tell: the five years next to the required age."""
+    if admit == "over":
+        return minor_band(required_age)
+    return (required_age, min(required_age + 4, OLDEST))
+
+
 def band_name(band: Band) -> str:
-    """A band as text: "13-17"; an open one is "60+"."""
+    """A band as text: "13-17"; an open one is "60+", a single year "0"."""
     low, high = band
+    if low == high:
+        return f"{low}"
     return f"{low}+" if high >= OLDEST else f"{low}-{high}"
 
 
@@ -287,30 +321,32 @@ def trade_off(
     faces: ScoredFaces,
     rule: Rule,
     required_age: int,
-    minors: Iterable[Band],
+    kept_out: Iterable[Band],
     fitted: float | None = None,
+    admit: Admit = "over",
 ) -> tuple[TradeOff, ...]:
     """The price of each limit in refusals, from lax to strict.
 
     Args:
         faces: Labelled faces with answers.
         rule: See ``policy.GatePolicy``.
-        required_age: Completed years that admit.
-        minors: Under-age bands to show.
+        required_age: Completed years at which the two sides part.
+        kept_out: Bands of those to be kept out to show.
         fitted: A limit to show among the others.
+        admit: Who is let in.
     """
-    who = gate_faces(faces, required_age)
-    scores = rule_scores(faces.age, rule, required_age)
-    under = {band_name(b): who.minors & within(faces, b) for b in minors}
-    over = {band_name(b): who.adults & within(faces, b) for b in adult_bands(required_age)}
+    out, let_in = gate_faces(faces, required_age).sides(admit)
+    scores = rule_scores(faces.age, rule, required_age, admit)
+    wrong = {band_name(b): out & within(faces, b) for b in kept_out}
+    right = {band_name(b): let_in & within(faces, b) for b in let_in_bands(required_age, admit)}
     points = []
     for limit in sorted({*shown_limits(rule, required_age), *([] if fitted is None else [fitted])}):
         accepted = scores >= limit
         points.append(
             TradeOff(
                 limit,
-                {k: error_rate(accepted, v, faces.clusters).value for k, v in under.items()},
-                {k: error_rate(~accepted, v, faces.clusters).value for k, v in over.items()},
+                {k: error_rate(accepted, v, faces.clusters).value for k, v in wrong.items()},
+                {k: error_rate(~accepted, v, faces.clusters).value for k, v in right.items()},
             )
         )
     return tuple(points)
@@ -334,10 +370,11 @@ class Decisions:
     Attributes:
         ages: First and last true age.
         group: "all" or "COLUMN=VALUE".
-        under_age: Whether they are to be kept out.
-        accept: Accepted; for those under age the false acceptance.
+        under_age: Whether they are under the required age.
+        kept_out: Whether they are to be kept out.
+        accept: Accepted; for those to be kept out the false acceptance.
         step_up: Asked for another proof.
-        refuse: Refused outright; for those of age the false refusal.
+        refuse: Refused outright; for those to be let in the false refusal.
 
     Of several faces that count as one, the worst counts: the three can add up to over 1.
     """
@@ -345,6 +382,7 @@ class Decisions:
     ages: Band
     group: str
     under_age: bool
+    kept_out: bool
     accept: Rate
     step_up: Rate
     refuse: Rate
@@ -355,6 +393,7 @@ class Decisions:
             "ages": list(self.ages),
             "group": self.group,
             "under_age": self.under_age,
+            "kept_out": self.kept_out,
             **{name: getattr(self, name).to_dict() for name in ("accept", "step_up", "refuse")},
         }
 
@@ -368,7 +407,8 @@ class Check:
         bound: Rate that it must not pass.
         found: Rate on these faces.
         verdict: "below" the bound; "above", but by no more than chance explains; "broken": the
-            whole 95 % interval is over it; "unknown" without faces.
+            whole 95 % interval is over it; "unknown" without faces, or when their group is not
+            labelled.
     """
 
     promise: Promise
@@ -511,13 +551,14 @@ def measure_gate(
             not there.
         MissingExtra: scipy is not installed.
     """
-    _require_same_model(faces, policy)
+    source = faces.provenance
+    require_same_model(policy, source.model, source.model_sha256, source.card_sha256)
     outcomes = np.array(policy.outcomes(faces.age), object)
     parts = groups(faces, _columns(faces, policy) if by is None else by)
     who = gate_faces(faces, policy.required_age)
     draws = weights(faces.clusters, samples, seed)
     mae, cells = _nist_mae(faces, draws)
-    bands = _minor_bands(policy)
+    bands = _kept_out_bands(policy)
     return GateReport(
         policy=policy,
         model={
@@ -530,31 +571,44 @@ def measure_gate(
         counts=_counts(faces, who),
         decisions=_decisions(faces, who, policy, outcomes, parts, bands),
         by_age=_by_age(faces, who, policy, outcomes),
-        checks=_checks(faces, who, policy, outcomes, parts),
+        checks=_checks(faces, who, policy, outcomes),
         undecided=_undecided(faces, policy.required_age, parts),
         nist=_nist_rates(faces, parts),
         nist_mae=mae,
         nist_cells=cells,
         ages=_age_figures(faces, policy.required_age, parts, draws),
-        price=trade_off(faces, policy.rule, policy.required_age, bands, fitted=policy.accept_from),
+        price=trade_off(
+            faces, policy.rule, policy.required_age, bands, policy.accept_from, policy.admit
+        ),
     )
 
 
-def _require_same_model(faces: ScoredFaces, policy: GatePolicy) -> None:
-    fitted, found = policy.model, faces.provenance
+def require_same_model(policy: GatePolicy, model: str, model_sha256: str, card_sha256: str) -> None:
+    """Refuse answers of another model or calibration than the policy was fitted for.
+
+    Args:
+        policy: One that names no model takes any.
+        model: "name@version".
+        model_sha256: As ``evaluation.scored.Provenance.model_sha256``.
+        card_sha256: As ``Provenance.card_sha256``.
+
+    Raises:
+        ArgumentError: It is another one.
+    """
+    fitted = policy.model
     if fitted is None:
         return
-    if fitted.sha256 != found.model_sha256:
+    if fitted.sha256 != model_sha256:
         raise ArgumentError(
             f"{policy.name}: the policy was fitted for {fitted.name} (SHA-256 "
-            f"{fitted.sha256[:12]}...), these answers are of {found.model} "
-            f"({found.model_sha256[:12]}...); name that model, or fit the policy again"
+            f"{fitted.sha256[:12]}...), these answers are of {model} "
+            f"({model_sha256[:12]}...); name that model, or fit the policy again"
         )
-    if fitted.card_sha256 != found.card_sha256:
+    if fitted.card_sha256 != card_sha256:
         raise ArgumentError(
-            f"{policy.name}: the card of {found.model}, calibration included, has changed since "
+            f"{policy.name}: the card of {model}, calibration included, has changed since "
             f"the policy was fitted (SHA-256 {fitted.card_sha256[:12]}... then, "
-            f"{found.card_sha256[:12]}... now), so its limits mean something else; fit it again"
+            f"{card_sha256[:12]}... now), so its limits mean something else; fit it again"
         )
 
 
@@ -570,11 +624,13 @@ def _columns(faces: ScoredFaces, policy: GatePolicy) -> list[str]:
     return named + audited
 
 
-def _minor_bands(policy: GatePolicy) -> tuple[Band, ...]:
-    """All under age, those next to the required age, and those that the fit promises on."""
-    required = policy.required_age
-    bands = [(0, required - 1), minor_band(required)]
-    return tuple(dict.fromkeys(bands + ([policy.fit.minor_band] if policy.fit else [])))
+def _kept_out_bands(policy: GatePolicy) -> tuple[Band, ...]:
+    """All to be kept out, those next to the required age, and those that the fit promises on."""
+    required, admit = policy.required_age, policy.admit
+    bands = [whole_sides(required, admit)[0], hardest_band(required, admit)]
+    if policy.fit is not None:
+        bands.append(policy.fit.minor_band if admit == "over" else policy.fit.adult_band)
+    return tuple(dict.fromkeys(bands))
 
 
 def _counts(faces: ScoredFaces, who: GateFaces) -> dict[str, int]:
@@ -588,17 +644,28 @@ def _counts(faces: ScoredFaces, who: GateFaces) -> dict[str, int]:
 
 
 def _decide(
-    faces: ScoredFaces, rows: Mask, outcomes: NDArray[Any], band: Band, group: str, minor: bool
+    faces: ScoredFaces,
+    who: GateFaces,
+    policy: GatePolicy,
+    outcomes: NDArray[Any],
+    band: Band,
+    group: str = ALL,
+    members: Mask | None = None,
 ) -> Decisions:
+    """What the gate says to those of a band that lies on one side of the required age."""
+    under_age = band[0] < policy.required_age
+    kept_out = under_age == (policy.admit == "over")
+    rows = (who.minors if under_age else who.adults) & within(faces, band)
+    rows = rows if members is None else rows & members
     rates = {
         name: error_rate(outcomes == name, rows, faces.clusters) for name in ("refuse", "step_up")
     }
     accept = error_rate(outcomes == "accept", rows, faces.clusters)
-    if not minor:
-        # Of a cluster of adults, one picture that is not accepted is the error.
+    if not kept_out:
+        # Of a cluster of those to be let in, one picture that is not accepted is the error.
         missed = error_rate(outcomes != "accept", rows, faces.clusters)
         accept = Rate(missed.faces - missed.events, missed.faces)
-    return Decisions(band, group, minor, accept, rates["step_up"], rates["refuse"])
+    return Decisions(band, group, under_age, kept_out, accept, rates["step_up"], rates["refuse"])
 
 
 def _decisions(
@@ -607,21 +674,13 @@ def _decisions(
     policy: GatePolicy,
     outcomes: NDArray[Any],
     parts: Mapping[str, Mask],
-    under: Sequence[Band],
+    kept_out: Sequence[Band],
 ) -> tuple[Decisions, ...]:
-    required = policy.required_age
-    of_age = [(required, OLDEST), *adult_bands(required)]
-    bands = [(band, True) for band in under] + [(band, False) for band in of_age]
+    required, admit = policy.required_age, policy.admit
+    let_in = (whole_sides(required, admit)[1], *let_in_bands(required, admit))
     found = [
-        _decide(
-            faces,
-            (who.minors if minor else who.adults) & within(faces, ages) & mask,
-            outcomes,
-            ages,
-            group,
-            minor,
-        )
-        for ages, minor in bands
+        _decide(faces, who, policy, outcomes, band, group, mask)
+        for band in dict.fromkeys([*kept_out, *let_in])
         for group, mask in parts.items()
     ]
     return tuple(one for one in found if one.accept.faces)
@@ -635,40 +694,44 @@ def _by_age(
     older = [band for band in adult_bands(required) if band[0] > required + 12]
     middle = [(required + 13, older[0][0] - 1)] if older else []
     bands = single + (middle if middle and middle[0][0] <= middle[0][1] else []) + older
-    found = [
-        _decide(
-            faces,
-            (who.minors if ages[0] < required else who.adults) & within(faces, ages),
-            outcomes,
-            ages,
-            ALL,
-            ages[0] < required,
-        )
-        for ages in bands
-    ]
+    found = [_decide(faces, who, policy, outcomes, band) for band in bands]
     return tuple(one for one in found if one.accept.faces)
 
 
 def _checks(
-    faces: ScoredFaces,
-    who: GateFaces,
-    policy: GatePolicy,
-    outcomes: NDArray[Any],
-    parts: Mapping[str, Mask],
+    faces: ScoredFaces, who: GateFaces, policy: GatePolicy, outcomes: NDArray[Any]
 ) -> tuple[Check, ...]:
+    """Each promise on all faces of its own ages and group, whatever the report is grouped by."""
     if policy.fit is None:
         return ()
-    checks = []
+    parts = _promised_groups(faces, policy.fit.by)
+    decided = who.minors | who.adults
     none = np.zeros(len(faces), bool)
+    checks = []
     for promise in policy.fit.promises:
-        minor = promise.error == "false_acceptance"
-        bound = policy.fit.max_false_accept if minor else policy.fit.max_false_refuse
-        assert bound is not None
-        rows = (who.minors if minor else who.adults) & within(faces, promise.ages)
-        wrong = outcomes == ("accept" if minor else "refuse")
-        rate = error_rate(wrong, rows & parts.get(promise.group, none), faces.clusters)
+        keeps_out = promise.error == "false_acceptance"
+        bound = policy.fit.max_false_accept if keeps_out else policy.fit.max_false_refuse
+        if bound is None:
+            raise ArgumentError(
+                f"{policy.name}: fit.promises speaks of refusals, but there is no "
+                "fit.max_false_refuse; fit the policy again"
+            )
+        rows = decided & within(faces, promise.ages) & parts.get(promise.group, none)
+        wrong = outcomes == ("accept" if keeps_out else "refuse")
+        rate = error_rate(wrong, rows, faces.clusters)
         checks.append(Check(promise, bound, rate, verdict(rate, bound)))
     return tuple(checks)
+
+
+def _promised_groups(faces: ScoredFaces, by: Sequence[str]) -> dict[str, Mask]:
+    """The groups of these columns, but for columns that these faces have no labels of."""
+    found = groups(faces, ())
+    for name in by:
+        try:
+            found |= groups(faces, (name,))
+        except ArgumentError:
+            continue
+    return found
 
 
 def verdict(found: Rate, bound: float) -> str:

@@ -32,7 +32,8 @@ from agelens.evaluation.plots import Palette, Reading
 from agelens.evaluation.signing import VerifiedAudit
 from agelens.evaluation.tables import BLANK, estimate_text, markdown, per_cent, signed_years, years
 from agelens.gate.fitting import LEFT_OUT_WORDS
-from agelens.gate.measuring import ALL, OLDEST, REPORT_SCHEMA, GateReport
+from agelens.gate.measuring import ALL, OLDEST, REPORT_SCHEMA, GateReport, whole_sides
+from agelens.gate.policy import Admit, admitted_words, kept_out_words
 
 Wire = Mapping[str, Any]
 
@@ -67,7 +68,7 @@ class Operator:
         contact: Where to complain or ask.
         place: Where the gate stands: a shop, a site, a machine.
         other_way: The proof that is asked for when the gate does not accept.
-        purpose: What is kept from those under age, and by which law.
+        purpose: What the gate keeps to those it lets in, and by which law.
     """
 
     name: str | None = None
@@ -142,10 +143,9 @@ def people(ages: Sequence[int], group: str = ALL) -> str:
 
 def rule_words(policy: Wire) -> list[str]:
     """What the gate compares, and what it answers."""
-    age = policy["required_age"]
     if policy["rule"] == "probability":
         accept, refuse = policy["threshold"], policy.get("refuse_below", 0.0)
-        what = f"the estimated probability of being {age} or over"
+        what = f"the estimated probability of being {_admitted(policy)}"
     else:
         accept, refuse = policy["challenge_age"], policy.get("refuse_under_age", 0.0)
         what = "the estimated age"
@@ -156,6 +156,24 @@ def rule_words(policy: Wire) -> list[str]:
     else:
         lines.append("Otherwise another proof of age is asked for; nobody is refused outright.")
     return lines
+
+
+def _admit(policy: Wire) -> Admit:
+    return "under" if policy.get("admit") == "under" else "over"
+
+
+def _admitted(policy: Wire) -> str:
+    return admitted_words(policy["required_age"], _admit(policy))
+
+
+def _kept_out(policy: Wire) -> str:
+    return kept_out_words(policy["required_age"], _admit(policy))
+
+
+def _whole_sides(policy: Wire) -> tuple[list[int], list[int]]:
+    """Ages of all who are to be kept out, and of all who are to be let in."""
+    out, let_in = whole_sides(policy["required_age"], _admit(policy))
+    return list(out), list(let_in)
 
 
 def _rate(found: Wire | None, *, with_interval: bool = True) -> str:
@@ -193,6 +211,9 @@ def _context(
         "policy": {**dict.fromkeys(_OPTIONAL), **policy},
         "fit": policy.get("fit"),
         "age": age,
+        "admit": _admit(policy),
+        "admitted": _admitted(policy),
+        "kept_out": _kept_out(policy),
         "rules": rule_words(policy),
         "fallbacks": [
             ("No face", _FALLBACK_WORDS[policy["on_no_face"]]),
@@ -216,8 +237,8 @@ def _context(
         "checks": _check_table(report),
         "errors": _error_table(report, {ALL}),
         "nist": _nist_table(report, {ALL}),
-        "hardest": _hardest(report, under_age=True),
-        "youngest": _hardest(report, under_age=False),
+        "hardest": _next_to_the_age(report, kept_out=True),
+        "payers": _next_to_the_age(report, kept_out=False),
         "per_hundred": _per_hundred,
         "people": people,
         "rate": _rate,
@@ -264,16 +285,21 @@ def _promised_words(policy: Wire) -> list[str]:
         f"of those {kinds} are accepted"
         + (f", overall and in each group by {groups}." if groups else ".")
     ]
-    if fit["minor_band"][0] == 0:
+    adjacent, payers = (
+        (fit["minor_band"], fit["adult_band"])
+        if _admit(policy) == "over"
+        else (fit["adult_band"], fit["minor_band"])
+    )
+    if list(adjacent) == _whole_sides(policy)[0]:
+        rest = "small children" if _admit(policy) == "over" else "grown-ups"
         lines.append(
             "Nothing is promised of those next to the required age by themselves; they are "
-            "accepted more often than small children, so look at their rate."
+            f"accepted more often than {rest}, so look at their rate."
         )
     if fit.get("max_false_refuse"):
-        young = people(fit["adult_band"])
         lines.append(
             f"With the same confidence, fewer than {per_cent(fit['max_false_refuse'])} % of those "
-            f"of age, and of those {young}, are refused outright."
+            f"{_admitted(policy)}, and of those {people(payers)}, are refused outright."
         )
     return lines
 
@@ -297,22 +323,22 @@ def _decision_table(report: Wire, rows: Sequence[Wire]) -> Table:
             for one in rows
         ],
         title="What the gate says to whom",
-        caption="In brackets: exact 95 % interval. Of those under age, who is accepted is the error"
+        caption=f"In brackets: exact 95 % interval. Of those {_kept_out(report['policy'])}, who is "
+        "accepted is the error"
         + ("; marked where there are more than the bound." if bound < 1 else "."),
         marked=frozenset(
             number
             for number, one in enumerate(rows)
-            if one["under_age"] and one["accept"]["value"] > bound
+            if one["kept_out"] and one["accept"]["value"] > bound
         ),
     )
 
 
 def _group_table(report: Wire) -> Table:
-    age = report["policy"]["required_age"]
     rows = [
         one
         for one in report["decisions"]
-        if one["group"] != ALL and (one["under_age"] or one["ages"][0] == age)
+        if one["group"] != ALL and (one["kept_out"] or _borders(one, report["policy"]))
     ]
     return _decision_table(report, rows)
 
@@ -408,13 +434,22 @@ _NIST_TITLES: Final = {
 }
 
 
-def _hardest(report: Wire, *, under_age: bool) -> Wire | None:
-    """Those next to the required age: the band that the notice speaks of."""
-    rows = _rows(report, group=ALL, under_age=under_age)
-    age = report["policy"]["required_age"]
-    if under_age:
-        return max(rows, key=lambda one: one["ages"][0], default=None)
-    return next((one for one in rows if one["ages"][0] == age and one["ages"][1] < OLDEST), None)
+def _borders(one: Wire, policy: Wire) -> bool:
+    """Whether the ages of a row begin or end at the required age."""
+    age = policy["required_age"]
+    return age in (one["ages"][0], one["ages"][1] + 1)
+
+
+def _next_to_the_age(report: Wire, *, kept_out: bool) -> Wire | None:
+    """The narrowest band next to the required age on one side: whom the notice speaks of."""
+    policy = report["policy"]
+    whole = _whole_sides(policy)[0 if kept_out else 1]
+    rows = [
+        one
+        for one in _rows(report, group=ALL, kept_out=kept_out)
+        if _borders(one, policy) and (kept_out or list(one["ages"]) != whole)
+    ]
+    return min(rows, key=lambda one: one["ages"][1] - one["ages"][0], default=None)
 
 
 # --- the page of the report -----------------------------------------------------------------------
@@ -446,13 +481,13 @@ def _page(report: Wire) -> dict[str, Any]:
 
 def _cards(report: Wire) -> list[dict[str, str]]:
     cards = []
-    age = report["policy"]["required_age"]
+    let_in = _whole_sides(report["policy"])[1]
     wanted: list[tuple[str, Wire | None, str]] = [
-        (people(one["ages"]), one, "accept") for one in _rows(report, group=ALL, under_age=True)
+        (people(one["ages"]), one, "accept") for one in _rows(report, group=ALL, kept_out=True)
     ]
     wanted += [
         (people(one["ages"]), one, key)
-        for one in _rows(report, group=ALL, ages=[age, OLDEST])
+        for one in _rows(report, group=ALL, ages=let_in)
         for key in ("step_up", "refuse")
     ]
     notes = {"accept": "accepted", "step_up": "asked for another proof", "refuse": "refused"}
@@ -476,18 +511,27 @@ def _price_charts(report: Wire) -> list[Chart]:
     limit = policy.get("threshold") or policy.get("challenge_age")
     bound = (policy.get("fit") or {}).get("max_false_accept")
     points = report["price"]
-    under = list(points[0]["false_accept"])
-    over = list(points[0]["not_accepted"])[:4]
+    wrong = list(points[0]["false_accept"])
+    right = list(points[0]["not_accepted"])[:4]
+    axis = (
+        f"accepted from P({_admitted(policy)})"
+        if policy["rule"] == "probability"
+        else "accepted from the expected age, years"
+    )
+    wrong_title = f"Those {_kept_out(policy)} who are accepted"
+    right_title = f"Those {_admitted(policy)} who are not accepted at once"
     return [
         Chart(
-            "Those under age who are accepted",
+            wrong_title,
             "Share by the limit. Dashed across: the bound. Dashed up: the limit of this gate.",
-            _price_chart(points, "false_accept", under, policy["rule"], limit, bound, "under-age"),
+            _price_chart(
+                points, "false_accept", wrong, axis, limit, bound, "kept-out", wrong_title
+            ),
         ),
         Chart(
-            "Those of age who are not accepted at once",
+            right_title,
             "The price of each limit, by true age. They are asked for another proof, or refused.",
-            _price_chart(points, "not_accepted", over, policy["rule"], limit, None, "of-age"),
+            _price_chart(points, "not_accepted", right, axis, limit, None, "let-in", right_title),
         ),
     ]
 
@@ -496,14 +540,16 @@ def _price_chart(
     points: Sequence[Wire],
     key: str,
     bands: Sequence[str],
-    rule: str,
+    axis: str,
     limit: float | None,
     bound: float | None,
     name: str,
+    title: str,
 ) -> str:
+    by_odds = "P(" in axis
     # A probability is shown by its odds: all that matters happens next to 1.
     place: Callable[[float], float] = (
-        (lambda value: math.log10(value / (1 - value))) if rule == "probability" else float
+        (lambda value: math.log10(value / (1 - value))) if by_odds else float
     )
 
     def draw(axes: Any, colours: Palette) -> None:
@@ -519,31 +565,28 @@ def _price_chart(
             )
         if bound is not None:
             axes.axhline(100 * bound, color=colours.muted, linestyle="--", linewidth=1)
-        if limit is not None and limit > 0 and (rule != "probability" or limit < 1):
+        if limit is not None and limit > 0 and (not by_odds or limit < 1):
             axes.axvline(place(limit), color=colours.ink, linestyle="--", linewidth=1)
-        if rule == "probability":
+        if by_odds:
             ticks = [0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999]
             axes.set_xticks([place(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])
-            axes.set_xlabel("accepted from P(of age)")
-        else:
-            axes.set_xlabel("accepted from the expected age, years")
+        axes.set_xlabel(axis)
         axes.set_ylim(bottom=0)
         axes.set_ylabel("per cent")
         axes.legend(loc="best", title="true age")
 
-    title = "Share accepted of those under age" if name == "under-age" else "Price by limit"
     return plots.svg(draw, f"price-{name}", title, height=3.4)
 
 
 def _age_charts(report: Wire) -> list[Chart]:
     by_age = [one for one in report["by_age"] if one["ages"][0] == one["ages"][1]]
     fit = report["policy"].get("fit")
-    groups = _rows(report, under_age=True)
+    groups = _rows(report, kept_out=True)
     charts = [
         Chart(
             "Accepted, by exact age",
             "With exact 95 % intervals: wide where there are few faces.",
-            _acceptance_chart(by_age, report["policy"]["required_age"]),
+            _acceptance_chart(by_age, report["policy"]),
         )
     ]
     if groups:
@@ -562,7 +605,7 @@ def _age_charts(report: Wire) -> list[Chart]:
             shown,
             axis="accepted, per cent",
             name="by-group",
-            title="Share accepted of those under age, by group",
+            title=f"Share accepted of those {_kept_out(report['policy'])}, by group",
             reference=fit["max_false_accept"] if fit else None,
             reference_label="the bound" if fit else "",
             percent=True,
@@ -571,10 +614,15 @@ def _age_charts(report: Wire) -> list[Chart]:
     return charts
 
 
-def _acceptance_chart(by_age: Sequence[Wire], required_age: int) -> str:
+def _acceptance_chart(by_age: Sequence[Wire], policy: Wire) -> str:
+    sides = (
+        (f"to be kept out: {_kept_out(policy)}", True),
+        (f"let in: {_admitted(policy)}", False),
+    )
+
     def draw(axes: Any, colours: Palette) -> None:
-        for number, (words, minor) in enumerate((("under age", True), ("of age", False))):
-            rows = [one for one in by_age if one["under_age"] is minor]
+        for number, (words, kept_out) in enumerate(sides):
+            rows = [one for one in by_age if one["kept_out"] is kept_out]
             values = [100 * one["accept"]["value"] for one in rows]
             below = [v - 100 * one["accept"]["low"] for v, one in zip(values, rows, strict=True)]
             above = [100 * one["accept"]["high"] - v for v, one in zip(values, rows, strict=True)]
@@ -584,11 +632,11 @@ def _acceptance_chart(by_age: Sequence[Wire], required_age: int) -> str:
                 [one["ages"][0] for one in rows], values, yerr=spread, fmt="sD"[number],
                 color=colour, ecolor=colour, elinewidth=1.1, capsize=2, label=words,
             )  # fmt: skip
-        axes.axvline(required_age - 0.5, color=colours.muted, linestyle="--", linewidth=1)
+        axes.axvline(policy["required_age"] - 0.5, color=colours.muted, linestyle="--", linewidth=1)
         axes.set_ylim(-2, 102)
         axes.set_xlabel("true age, years")
         axes.set_ylabel("accepted, per cent")
-        axes.legend(loc="upper left")
+        axes.legend(loc="best")
 
     return plots.svg(draw, "by-age", "Share accepted by exact age", height=3.4)
 
@@ -604,7 +652,11 @@ def _facts(report: Wire) -> list[tuple[str, str]]:
         ("Model", f"{model['name']}, weights SHA-256 {model['sha256'][:12]}…"),
         ("Card, with its calibration", f"SHA-256 {model['card_sha256'][:12]}…"),
         ("Faces", f"{counts['faces']:,}, {counts['independent']:,} independent; {files}"),
-        ("Counted", f"{counts['under_age']:,} under age, {counts['of_age']:,} of age"),
+        (
+            "Counted",
+            f"{counts['under_age']:,} under {policy['required_age']}, {counts['of_age']:,} of "
+            f"{policy['required_age']} or over",
+        ),
         ("Not counted", ", ".join(_left_out(counts)) or BLANK),
         (
             "Options",

@@ -2,7 +2,8 @@
 The gate's policy: one TOML file that decides, with the faces, every decision.
 
     GatePolicy
-    ├── rule      "probability": P(age >= required_age) against threshold and refuse_below
+    ├── admit     "over": those of required_age or more; "under": those who are younger
+    ├── rule      "probability": P(of the age that is admitted) against threshold and refuse_below
     │             "challenge": the expected age against challenge_age and refuse_under_age
     ├── frames, on_unusable, on_no_face, on_second_face, liveness
     ├── model     which model the limits were fitted for
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 import datetime as dt
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
@@ -35,13 +36,20 @@ from agelens.toml import checked_table, parsed_toml, toml_text
 
 SCHEMA: Final = "agelens.gate-policy/1"
 
+LONGEST_NAME: Final = 80
+"""Characters of a policy's name."""
+
 Rule = Literal["probability", "challenge"]
+Admit = Literal["over", "under"]
 Outcome = Literal["accept", "refuse", "step_up"]
 Fallback = Literal["step_up", "refuse", "retry"]
 Liveness = Literal["none", "consistency", "challenge"]
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+_EARLIEST_ZONE: Final = dt.timedelta(hours=14)
+"""Ahead of UTC where a day begins first: a date that is today somewhere is not in the future."""
 
 
 class _Part(BaseModel):
@@ -106,6 +114,11 @@ class AuditPart(_Part):
     max_age_days: int = Field(default=365, ge=1)
     key: str | None = None
 
+    def trusted_key(self, folder: Path) -> str | Path | None:
+        """``key`` as ``verify_audit`` takes it: a file is relative to the policy's folder."""
+        key = self.key
+        return key if key is None or key.startswith("ed25519:") else folder / key
+
 
 class OverridePart(_Part):
     """The operator's written word to open the gate without a passed audit.
@@ -115,16 +128,26 @@ class OverridePart(_Part):
     Attributes:
         text: Why, and who bears the risk.
         name: Who wrote it.
-        date: When it was written, "2026-11-24".
+        date: When it was written, "2026-11-24"; not in the future.
     """
 
     text: str = Field(min_length=20)
     name: str = Field(min_length=2)
     date: dt.date
 
+    @model_validator(mode="after")
+    def _is_written(self) -> Self:
+        today = (dt.datetime.now(dt.UTC) + _EARLIEST_ZONE).date()
+        if self.date > today:
+            raise ValueError(
+                f"date is {self.date}, which is in the future; write the day on which the override "
+                "was written"
+            )
+        return self
+
 
 class TokenPart(_Part):
-    """Tokens that say "over the required age" and nothing more.
+    """Tokens that say "over the required age" (or "under" it) and nothing more.
 
     Attributes:
         issuer: Claim ``iss``.
@@ -174,8 +197,8 @@ class Promise(_Part):
     """An error rate of one kind of people at the fitted limits.
 
     Attributes:
-        error: "false_acceptance" (under age, accepted) or "false_refusal" (of age, refused
-            outright; one who is asked to step up is not refused).
+        error: "false_acceptance" (to be kept out, accepted) or "false_refusal" (to be let in,
+            refused outright; one who is asked to step up is not refused).
         ages: First and last true age of the people it is about.
         group: "all", or "COLUMN=VALUE".
         faces: Independent faces it stands on: copies of one picture and faces of one subject
@@ -203,18 +226,20 @@ class FitPart(_Part):
     Attributes:
         max_false_accept: Bound of the false-acceptance rate.
         confidence: Share of data sets of this kind for which a fit keeps the bound.
-        max_false_refuse: Bound of the rate of outright refusals of those of age; None when there
-            is no such promise.
-        minor_band: First and last age of the adjacent under-age band that is promised on apart.
-        adult_band: First and last age of the band that ``max_false_refuse`` is promised on.
+        max_false_refuse: Bound of the rate of outright refusals of those to be let in; None when
+            there is no such promise.
+        minor_band: First and last age of the band under the required age that is promised on
+            apart: by ``max_false_accept``, or when those under it are let in by
+            ``max_false_refuse``.
+        adult_band: The same for the band from the required age, by the other of the two.
         by: Columns whose groups were each held to the bounds.
         date: Day of the fit (UTC).
         agelens: Version that fitted.
         data: Files it was fitted on.
         left_out: Faces that were not used, by reason.
         promises: The rates behind the promise, overall and by group.
-        step_up_rate: Share of those of age in the data that are asked to step up.
-        refusal_rate: Share of those of age in the data that are refused outright.
+        step_up_rate: Share of those to be let in, in the data, that are asked to step up.
+        refusal_rate: Share of those to be let in, in the data, that are refused outright.
     """
 
     max_false_accept: float = Field(gt=0, lt=1)
@@ -241,9 +266,12 @@ class GatePolicy(_Part):
     Attributes:
         name: Name of the policy.
         summary: One sentence for those who read it.
-        required_age: Completed years that admit.
+        required_age: Completed years at which the two sides part.
+        admit: Who is let in: "over", those of the required age or more, or "under", those who have
+            not reached it (a children's area). "under" goes with the rule "probability" only.
         rule: What is compared; see the module.
-        threshold: Rule "probability": P(age >= required_age) from which is accepted.
+        threshold: Rule "probability": P(age >= required_age), or P(age < required_age) where those
+            under it are let in, from which is accepted.
         refuse_below: Rule "probability": P under which is refused; from it to ``threshold`` the
             answer is ``step_up``.
         challenge_age: Rule "challenge": expected age in years from which is accepted.
@@ -265,9 +293,10 @@ class GatePolicy(_Part):
     """
 
     policy_schema: Literal["agelens.gate-policy/1"] = Field(default=SCHEMA, alias="schema")
-    name: str = Field(min_length=1, max_length=80)
+    name: str = Field(min_length=1, max_length=LONGEST_NAME)
     summary: str = ""
     required_age: int = Field(ge=1, le=AGE_COUNT - 1)
+    admit: Admit = "over"
     rule: Rule = "probability"
     threshold: float | None = Field(default=None, gt=0, le=1)
     refuse_below: Share | None = None
@@ -289,6 +318,12 @@ class GatePolicy(_Part):
 
     @model_validator(mode="after")
     def _limits_of_the_rule(self) -> Self:
+        if self.admit == "under" and self.rule == "challenge":
+            raise ValueError(
+                "admit = 'under' does not go with rule = 'challenge': a buffer age is there to "
+                "keep the young out; take rule = 'probability', which can keep out those of the "
+                "required age or more"
+            )
         foreign = {
             "probability": ("challenge_age", "refuse_under_age"),
             "challenge": ("threshold", "refuse_below"),
@@ -313,15 +348,40 @@ class GatePolicy(_Part):
     def _fitted_for_this_age(self) -> Self:
         if self.fit is None:
             return self
-        under = [one.ages for one in self.fit.promises if one.error == "false_acceptance"]
-        oldest = max((ages[1] for ages in under), default=self.required_age - 1)
-        if oldest != self.required_age - 1:
-            raise ValueError(
-                f"required_age is {self.required_age}, but the limits were fitted for "
-                f"{oldest + 1}; fit the policy again (agelens gate fit --required-age "
-                f"{self.required_age})"
-            )
+        kept_out, let_in = (
+            [one.ages for one in self.fit.promises if one.error == error]
+            for error in ("false_acceptance", "false_refusal")
+        )
+        if kept_out:
+            self._require_fitted_for(kept_out)
+        for low, high in let_in:
+            younger, older = high < self.required_age, low >= self.required_age
+            if not (younger if self.admit == "under" else older):
+                raise ValueError(
+                    f"fit.promises speaks of refusing those aged {low} to {high} by mistake, but "
+                    f"this gate admits those {self.admitted}; fit the policy again"
+                )
         return self
+
+    def _require_fitted_for(self, kept_out: Sequence[tuple[int, int]]) -> None:
+        """Refuse promises about keeping out others than this policy keeps out."""
+        oldest = max(high for _, high in kept_out)
+        admit: Admit = "under" if oldest >= AGE_COUNT - 1 else "over"
+        age = min(low for low, _ in kept_out) if admit == "under" else oldest + 1
+        again = (
+            f"fit the policy again (agelens gate fit --required-age {self.required_age} --admit "
+            f"{self.admit})"
+        )
+        if admit != self.admit:
+            raise ValueError(
+                f"this policy admits those {self.admitted}, but the limits were fitted to admit "
+                f"those {admitted_words(age, admit)}; {again}"
+            )
+        if age != self.required_age:
+            raise ValueError(
+                f"required_age is {self.required_age}, but the limits were fitted for {age}; "
+                f"{again}"
+            )
 
     @model_validator(mode="after")
     def _audit_or_override(self) -> Self:
@@ -339,6 +399,11 @@ class GatePolicy(_Part):
     # --- deciding ---------------------------------------------------------------------------------
 
     @property
+    def admitted(self) -> str:
+        """Who is let in, in words: "18 or over", "under 13"."""
+        return admitted_words(self.required_age, self.admit)
+
+    @property
     def accept_from(self) -> float | None:
         """The limit from which is accepted: a probability or an age; None before the fit."""
         return self.threshold if self.rule == "probability" else self.challenge_age
@@ -350,7 +415,7 @@ class GatePolicy(_Part):
         return 0.0 if limit is None else limit
 
     def scores(self, ages: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
-        """What the rule compares: P(age >= required_age), or the expected age.
+        """What the rule compares: P(of the age that is admitted), or the expected age.
 
         Args:
             ages: (N, 101) calibrated probabilities; NaN rows give NaN.
@@ -358,7 +423,7 @@ class GatePolicy(_Part):
         Returns:
             (N,) float64.
         """
-        return rule_scores(ages, self.rule, self.required_age)
+        return rule_scores(ages, self.rule, self.required_age, self.admit)
 
     def outcome(self, age: AgeDistribution) -> Outcome:
         """What the rule says of one calibrated distribution.
@@ -379,13 +444,18 @@ class GatePolicy(_Part):
             ArgumentError: The policy has no limit yet.
         """
         scores = self.scores(ages)
-        limit = self._limit()
+        limit = self.require_limit()
         return [
             "accept" if score >= limit else "refuse" if score < self.refuse_under else "step_up"
             for score in scores
         ]
 
-    def _limit(self) -> float:
+    def require_limit(self) -> float:
+        """The limit from which is accepted.
+
+        Raises:
+            ArgumentError: The policy has none yet.
+        """
         limit = self.accept_from
         if limit is None:
             key = "threshold" if self.rule == "probability" else "challenge_age"
@@ -404,7 +474,7 @@ class GatePolicy(_Part):
         Raises:
             ArgumentError: It has no limit, or names no model.
         """
-        self._limit()
+        self.require_limit()
         if self.model is None:
             raise ArgumentError(
                 f"{self.name}: the policy names no model, so nothing says that its limit fits the "
@@ -470,24 +540,37 @@ class GatePolicy(_Part):
 
 
 def rule_scores(
-    ages: NDArray[np.floating[Any]], rule: Rule, required_age: int
+    ages: NDArray[np.floating[Any]], rule: Rule, required_age: int, admit: Admit = "over"
 ) -> NDArray[np.float64]:
     """What a rule compares, for each of (N, 101) calibrated age probabilities.
 
     Args:
         ages: NaN rows give NaN.
-        rule: "probability" gives P(age >= required_age), "challenge" the expected age in years.
+        rule: "probability" gives P(age >= required_age), or P(age < required_age) to admit those
+            under it; "challenge" the expected age in years.
         required_age: Completed years, 1..100.
+        admit: Who is let in.
 
     Returns:
-        (N,) float64.
+        (N,) float64; the higher, the surer that the person is to be let in.
     """
     values = np.asarray(ages, np.float64)
     # A float32 row sums to 1 only nearly; the same division as in AgeDistribution.
     totals = values.sum(axis=1)
     if rule == "probability":
-        return np.asarray(values[:, required_age:].sum(axis=1) / totals)
+        admitted = values[:, required_age:] if admit == "over" else values[:, :required_age]
+        return np.asarray(admitted.sum(axis=1) / totals)
     return np.asarray(values @ np.arange(AGE_COUNT, dtype=np.float64) / totals)
+
+
+def admitted_words(required_age: int, admit: Admit) -> str:
+    """Who is let in: "18 or over", "under 13"."""
+    return f"{required_age} or over" if admit == "over" else f"under {required_age}"
+
+
+def kept_out_words(required_age: int, admit: Admit) -> str:
+    """Who is to be kept out: "under 18", "13 or over"."""
+    return admitted_words(required_age, "under" if admit == "over" else "over")
 
 
 def shipped_policies() -> tuple[str, ...]:

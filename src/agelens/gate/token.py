@@ -1,8 +1,8 @@
 """
-Tokens that say "the holder is over N" and nothing else: signed by the gate, checked by anyone.
+Tokens that say "the holder is over N" (or "under N") and nothing else, signed by the gate.
 
     TokenKeys      a folder of Ed25519 keys: one signs, earlier ones still verify, one JWKS document
-    TokenIssuer    a JWT (EdDSA, RFC 7519 and 8037) with over, iss, aud, nonce, iat, exp, jti
+    TokenIssuer    a JWT (EdDSA, RFC 7519 and 8037): over or under, iss, aud, nonce, iat, exp, jti
     TokenVerifier  from the JWKS alone; each reason to refuse has a code of its own
     ReplayCache    each token counts once
 
@@ -34,10 +34,12 @@ if TYPE_CHECKING:
 
 KEYS_SCHEMA: Final = "agelens.gate-keys/1"
 CLAIMS: Final = ("over", "iss", "aud", "nonce", "iat", "exp", "jti")
-"""All that a token holds."""
+"""All that a token holds; that of a gate for those under an age has "under" in place of "over"."""
 LONGEST_LIFETIME_S: Final = 86_400
 """Longest life of a token, and so the time that a rotated key goes on verifying."""
 
+_SAID: Final = ("over", "under")
+_SHARED_CLAIMS: Final = CLAIMS[1:]
 _ALGORITHM: Final = "EdDSA"
 _INDEX: Final = "keys.json"
 _LONGEST_TOKEN: Final = 4096
@@ -178,10 +180,18 @@ class TokenKeys:
         Args:
             now: Keys that stopped to verify before it are left out; None takes the clock's time.
         """
+        return {"keys": [key.to_jwk() for key in self.verifying(now)]}
+
+    def verifying(self, now: datetime | None = None) -> tuple[PublicKey, ...]:
+        """The keys whose tokens hold: the one that signs, then earlier ones, latest first.
+
+        Args:
+            now: The time; None takes the clock's.
+        """
         moment = utc_now() if now is None else now
         alive = [key for key in self._keys if key.until is None or key.until > moment]
         alive.sort(key=lambda key: (key.until is not None, -key.created.timestamp()))
-        return {"keys": [key.to_jwk() for key in alive]}
+        return tuple(alive)
 
     def rotate(self, *, at_once: bool = False, clock: Clock = utc_now) -> PublicKey:
         """Make a new signing key; the one before goes on verifying what it signed.
@@ -190,7 +200,7 @@ class TokenKeys:
         public half is in ``jwks()`` until the last token it signed has expired.
 
         Args:
-            at_once: The key before stops to verify now, and with it every token that it signed:
+            at_once: Every earlier key stops to verify now, and with it every token that it signed:
                 for a key that others have got hold of.
             clock: Gives the time.
 
@@ -203,7 +213,7 @@ class TokenKeys:
             self._keys = self.open(self.folder)._keys
             before = self.signing
             ended = [
-                PublicKey(key.kid, key.x, key.created, until if key is before else key.until)
+                PublicKey(key.kid, key.x, key.created, min(until, key.until or until))
                 for key in self._keys
             ]
             self._keys = tuple(key for key in ended if key.until is not None and key.until > now)
@@ -311,14 +321,29 @@ class TokenIssuer:
         Raises:
             ArgumentError: ``over`` or ``nonce`` is out of range.
         """
-        if isinstance(over, bool) or not isinstance(over, int) or not 1 <= over <= 100:
-            raise ArgumentError(f"over must be a whole number within 1..100, got {over!r}")
+        return self._issue("over", over, nonce)
+
+    def issue_under(self, under: int, nonce: str) -> Token:
+        """Sign that the holder has not reached an age.
+
+        Args:
+            under: Completed years, 1..100.
+            nonce: As of ``issue``.
+
+        Raises:
+            ArgumentError: ``under`` or ``nonce`` is out of range.
+        """
+        return self._issue("under", under, nonce)
+
+    def _issue(self, said: str, age: int, nonce: str) -> Token:
+        if isinstance(age, bool) or not isinstance(age, int) or not 1 <= age <= 100:
+            raise ArgumentError(f"{said} must be a whole number within 1..100, got {age!r}")
         if not nonce or len(nonce) > _LONGEST_NONCE:
             raise ArgumentError(f"the nonce must have 1 to {_LONGEST_NONCE} characters")
         jwt, _, _ = _imports()
         issued = int(self.clock().timestamp())
         claims = {
-            "over": over,
+            said: age,
             "iss": self.issuer,
             "aud": self.audience,
             "nonce": nonce,
@@ -339,16 +364,18 @@ class Claims:
     """What a token that holds says.
 
     Attributes:
-        over: The holder is over this age.
+        over: The holder is over this age; None when the token speaks of ``under``.
         issuer: Who says so.
         jti: Identifier of the token.
         expires: When it ends.
+        under: The holder has not reached this age; None when the token speaks of ``over``.
     """
 
-    over: int
+    over: int | None
     issuer: str
     jti: str
     expires: datetime
+    under: int | None = None
 
 
 class ReplayCache:
@@ -447,36 +474,47 @@ class TokenVerifier:
         self._issuer, self._audience = issuer, audience
         self._replays, self._leeway_s = replays, leeway_s
 
-    def verify(self, token: str, *, nonce: str, at_least: int) -> Claims:
+    def verify(
+        self, token: str, *, nonce: str, at_least: int | None = None, under: int | None = None
+    ) -> Claims:
         """Accept a token once.
 
         Args:
             token: The JWT in compact form.
             nonce: The value that this service gave the holder for this occasion.
-            at_least: Age that the token must speak of.
+            at_least: Age that the holder must be over.
+            under: Age that the holder must not have reached; one of the two is asked.
 
         Raises:
             TokenError: It is refused; ``code`` says why.
+            ArgumentError: Neither an age nor a limit was asked for, or both.
         """
+        if (at_least is None) == (under is None):
+            raise ArgumentError("ask for one of at_least and under: what the token must say")
         claims = self._decoded(token)
-        if set(claims) != set(CLAIMS):
-            odd = sorted(set(claims) ^ set(CLAIMS))
+        said = "under" if "under" in claims else "over"
+        expected = {said, *_SHARED_CLAIMS}
+        if set(claims) != expected:
+            odd = sorted(set(claims) ^ expected)
             raise TokenError(
-                "wrong_claims", f"the token must hold {', '.join(CLAIMS)} and no more; see {odd}"
+                "wrong_claims",
+                f"the token must hold {' or '.join(_SAID)}, {', '.join(_SHARED_CLAIMS)} and no "
+                f"more; see {odd}",
             )
-        if not all(type(claims[name]) is int for name in ("over", "iat", "exp")):
-            raise TokenError("wrong_claims", "over, iat and exp must be whole numbers")
+        if not all(type(claims[name]) is int for name in (said, "iat", "exp")):
+            raise TokenError("wrong_claims", f"{said}, iat and exp must be whole numbers")
         if not isinstance(claims["nonce"], str):
             raise TokenError("wrong_claims", "nonce must be text")
         if not hmac.compare_digest(claims["nonce"].encode(), nonce.encode()):
             raise TokenError("wrong_nonce", "the token was made for another occasion (its nonce)")
-        if claims["over"] < at_least:
-            raise TokenError("too_young", f"the token says over {claims['over']}, not {at_least}")
+        _require_age(said, claims[said], at_least, under)
         expires = datetime.fromtimestamp(claims["exp"], UTC)
         kept_until = expires + timedelta(seconds=self._leeway_s)
         if not self._replays.first_use(claims["jti"], kept_until, utc_now()):
             raise TokenError("replayed", "the token was used before; each counts once")
-        return Claims(claims["over"], claims["iss"], claims["jti"], expires)
+        return Claims(
+            claims.get("over"), claims["iss"], claims["jti"], expires, claims.get("under")
+        )
 
     def _decoded(self, token: str) -> dict[str, Any]:
         jwt, _, _ = _imports()
@@ -499,7 +537,7 @@ class TokenVerifier:
                 audience=self._audience,
                 issuer=self._issuer,
                 leeway=self._leeway_s,
-                options={"require": list(CLAIMS), "strict_aud": True},
+                options={"require": list(_SHARED_CLAIMS), "strict_aud": True},
             )
             return decoded
         except errors.InvalidSignatureError as error:
@@ -522,6 +560,14 @@ class TokenVerifier:
             raise TokenError("malformed", f"not a JSON Web Token: {error}") from error
         except errors.InvalidTokenError as error:
             raise TokenError("wrong_claims", f"{error}") from error
+
+
+def _require_age(said: str, age: int, at_least: int | None, under: int | None) -> None:
+    """Refuse a token that speaks of the other side, or of too little on this one."""
+    if at_least is not None and (said != "over" or age < at_least):
+        raise TokenError("too_young", f"the token says {said} {age}, not over {at_least}")
+    if under is not None and (said != "under" or age > under):
+        raise TokenError("too_old", f"the token says {said} {age}, not under {under}")
 
 
 # --- files and forms ------------------------------------------------------------------------------
