@@ -13,13 +13,14 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 from torch.utils.flop_counter import FlopCounterMode
 
+from agelens.bundle import import_onnxruntime
 from agelens.calibration import decode_age
 from agelens.data.loading import PreparedFaces, ShardFolder
 from agelens.training import Recipe
@@ -27,6 +28,7 @@ from agelens.training.export import age_output, export_graph
 from agelens.training.losses import Objectives, Targets
 from agelens.training.network import AgeGenderNetwork
 
+ort = import_onnxruntime()
 AGES = np.arange(101)
 
 
@@ -111,7 +113,7 @@ def take_steps(network: AgeGenderNetwork, batch: torch.Tensor, targets: Targets)
 
 def exported(
     network: AgeGenderNetwork, chips: NDArray[np.uint8], threads: int
-) -> tuple[ort.InferenceSession, float]:
+) -> tuple[Any, float]:
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     content = export_graph(network).SerializeToString()

@@ -152,6 +152,27 @@ def test_analysing_opens_no_socket_starts_no_program_and_writes_no_file() -> Non
     assert answer(WATCHED, str(FACES / "hopper.jpg")) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="open files are read from /proc")
+def test_native_libraries_open_no_socket_and_leave_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
+    for variable in ("HOME", "TMPDIR", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(variable, str(tmp_path))
+    program = """
+import json, os, sys
+import agelens
+analyzer = agelens.Analyzer()
+assert analyzer(sys.argv[1]).faces
+files = [os.readlink(f"/proc/self/fd/{n}") for n in os.listdir("/proc/self/fd") if n.isdigit()
+         and os.path.lexists(f"/proc/self/fd/{n}")]
+print(json.dumps([file for file in files if file.startswith("socket:")]))
+"""
+
+    assert answer(program, str(FACES / "hopper.jpg")) == []
+    assert [path.name for path in tmp_path.rglob("*")] == []
+
+
 def test_no_thread_is_started_by_importing_or_analysing() -> None:
     program = """
 import json, sys, threading

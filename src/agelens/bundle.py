@@ -643,8 +643,7 @@ def open_session(
     Raises:
         ModelError: The graph cannot be loaded.
     """
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -674,10 +673,21 @@ def _empty_folder() -> Path:
     return bundled_folder() / "none"
 
 
+def import_onnxruntime() -> Any:
+    """The package ``onnxruntime`` with its telemetry off, unless the environment asks for it.
+
+    Its builds for Linux otherwise keep an identifier of the machine and reports of every session in
+    the user's cache folder, and try to send them to their maker.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+    import onnxruntime
+
+    return onnxruntime
+
+
 def available_providers() -> tuple[str, ...]:
     """Execution providers of this installation that AgeLens uses, fastest first."""
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     present = ort.get_available_providers()
     preferred = ("CUDAExecutionProvider", "CoreMLExecutionProvider", "CPUExecutionProvider")
     return tuple(name for name in preferred if name in present)

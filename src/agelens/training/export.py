@@ -38,7 +38,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from agelens.bundle import AgeOutput, ModelCard, card_faults
+from agelens.bundle import AgeOutput, ModelCard, card_faults, import_onnxruntime
 from agelens.calibration import decode_age
 from agelens.data.loading import BalancedDraws, PreparedFaces, ShardFolder, balance_weights
 from agelens.errors import ArgumentError, CardError, DataError, ModelError
@@ -301,6 +301,7 @@ def _with_half_weights(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _quantised(graph: onnx.ModelProto, faces: PreparedFaces) -> onnx.ModelProto:
+    import_onnxruntime()
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -438,8 +439,7 @@ def _some_chips(
 def _answers_of_graph(
     content: bytes, chips: NDArray[np.uint8], age: AgeOutput
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    import onnxruntime as ort
-
+    ort = import_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
