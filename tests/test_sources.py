@@ -17,8 +17,8 @@ from PIL import Image
 
 from agelens import Analyzer, SourceItem, expand
 from agelens.errors import DataError, ImageError
-from agelens.images import load_image
-from agelens.sources import count
+from agelens.images import ImageLimits, load_image
+from agelens.sources import count, video_frames
 
 pa = pytest.importorskip("pyarrow", reason="Parquet needs the 'eval' extra")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -437,3 +437,46 @@ def test_faces_of_a_video_carry_their_time(analyzer: Analyzer, video: Path) -> N
 
     assert [row.path for row in rows] == [f"{video}#t={second}.000" for second in range(3)]
     assert [len(row.faces) for row in rows] == [1, 1, 1]
+
+
+# --- videos in memory -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def clip(tmp_path: Path) -> Path:
+    """Twelve frames, ten a second, each a little lighter than the one before."""
+    path = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), 10.0, (64, 48))
+    for row in range(12):
+        writer.write(np.full((48, 64, 3), 20 * row, np.uint8))
+    writer.release()
+    return path
+
+
+@pytest.mark.parametrize("every_s", [0.0, 0.25, 0.5])
+def test_a_video_in_memory_gives_the_frames_of_its_file(clip: Path, every_s: float) -> None:
+    of_file = list(video_frames(str(clip), every_s=every_s))
+    of_bytes = list(video_frames(clip.read_bytes(), every_s=every_s))
+
+    assert len(of_bytes) == {0.0: 12, 0.25: 5, 0.5: 3}[every_s]
+    for one, other in zip(of_file, of_bytes, strict=True):
+        assert one.name.rpartition("#")[2] == other.name.rpartition("#")[2]
+        assert np.array_equal(one.image, other.image)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "text", ["ffconcat version 1.0\nfile '{}'\n", "#EXTM3U\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"]
+)
+def test_a_playlist_in_memory_reads_no_file(clip: Path, text: str) -> None:
+    (item,) = video_frames(text.format(clip).encode())
+
+    assert item.image is None
+    assert item.error is not None
+    assert item.error.code == "unsupported_format"
+
+
+def test_a_video_of_large_pictures_is_refused_before_one_is_decoded(clip: Path) -> None:
+    (item,) = video_frames(clip.read_bytes(), limits=ImageLimits(max_pixels=64 * 48 - 1))
+
+    assert item.error is not None
+    assert item.error.code == "too_many_pixels"

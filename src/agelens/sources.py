@@ -8,6 +8,7 @@ become ``SourceItem`` rows; nothing is decoded here but the frames of a video.
 from __future__ import annotations
 
 import glob
+import io
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from agelens.errors import DataError, ImageError, MissingExtra
-from agelens.images import ImageSource, display_name, source_name
+from agelens.images import (
+    DEFAULT_LIMITS,
+    ImageLimits,
+    ImageSource,
+    display_name,
+    source_name,
+)
 
 IMAGE_SUFFIXES: Final = frozenset(
     f".{kind}"
@@ -120,7 +127,7 @@ def _expand_one(path: str, *, recursive: bool, every_s: float) -> Iterator[Sourc
     elif suffix in _PARQUET_SUFFIXES and os.path.isfile(path):
         yield from _parquet_rows(path)
     elif suffix in VIDEO_SUFFIXES and os.path.isfile(path):
-        yield from _video_frames(path, every_s)
+        yield from video_frames(path, every_s=every_s)
     else:
         yield SourceItem(display_name(path), path)
 
@@ -207,33 +214,64 @@ def _row_item(value: Any, column: str, name: str, folder: Path) -> SourceItem:
     return SourceItem(name, value)
 
 
-def _video_frames(path: str, every_s: float) -> Iterator[SourceItem]:
+def video_frames(
+    video: str | bytes, *, every_s: float = 1.0, limits: ImageLimits = DEFAULT_LIMITS
+) -> Iterator[SourceItem]:
+    """Frames of a video, in order; a name ends with its time, as ``#t=SECONDS``.
+
+    Args:
+        video: A path; or the bytes of an MP4, QuickTime, WebM or Matroska file, which are decoded
+            in memory and can't name other files.
+        every_s: Seconds between the frames taken; 0 takes all.
+        limits: Largest picture; a video of larger ones gives an error.
+    """
     import cv2
 
-    capture = cv2.VideoCapture(path)
+    name = "video" if isinstance(video, bytes) else display_name(video)
+    if isinstance(video, bytes) and not _is_plain_video(video):
+        message = "not a video that can be read from memory; send MP4, QuickTime, WebM or Matroska"
+        yield SourceItem(name, None, ImageError("unsupported_format", message, where=name))
+        return
+    if isinstance(video, bytes):
+        stream: Any = io.BytesIO(video)  # the stubs of OpenCV do not know that it may be one
+        capture = cv2.VideoCapture(stream, cv2.CAP_FFMPEG, [])
+    else:
+        capture = cv2.VideoCapture(video)
     try:
         if not capture.isOpened():
-            error = ImageError("corrupt", "the video cannot be opened", where=display_name(path))
-            yield SourceItem(display_name(path), None, error)
+            error = ImageError("corrupt", "the video cannot be opened", where=name)
+            yield SourceItem(name, None, error)
+            return
+        width = int(capture.get(cv2.CAP_PROP_FRAME_WIDTH))
+        height = int(capture.get(cv2.CAP_PROP_FRAME_HEIGHT))
+        if width * height > limits.max_pixels:
+            message = f"its frames of {width} x {height} are over {limits.max_pixels:,} pixels"
+            yield SourceItem(name, None, ImageError("too_many_pixels", message, where=name))
             return
         rate = capture.get(cv2.CAP_PROP_FPS) or 25.0
-        wanted = 0.0
-        index = 0
+        wanted, seconds = 0.0, -1 / rate
         while capture.grab():
-            seconds = index / rate
-            index += 1
+            # Browsers record frames at uneven times; some containers state none.
+            stated = capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
+            seconds = stated if stated > seconds else seconds + 1 / rate
             if seconds + 1e-9 < wanted:
                 continue
-            wanted += every_s
+            while every_s > 0 and wanted <= seconds + 1e-9:
+                wanted += every_s
             decoded, frame = capture.retrieve()
-            name = f"{display_name(path)}#t={seconds:.3f}"
+            at = f"{name}#t={seconds:.3f}"
             if decoded:
-                yield SourceItem(name, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
+                yield SourceItem(at, cv2.cvtColor(frame, cv2.COLOR_BGR2RGB))
             else:
-                error = ImageError("corrupt", "the frame cannot be decoded", where=name)
-                yield SourceItem(name, None, error)
-        if index == 0:
-            error = ImageError("corrupt", "the video has no frame", where=display_name(path))
-            yield SourceItem(display_name(path), None, error)
+                error = ImageError("corrupt", "the frame cannot be decoded", where=at)
+                yield SourceItem(at, None, error)
+        if seconds < 0:
+            error = ImageError("corrupt", "the video has no frame", where=name)
+            yield SourceItem(name, None, error)
     finally:
         capture.release()
+
+
+def _is_plain_video(video: bytes) -> bool:
+    """Whether it holds its frames itself: playlists (HLS, ffconcat) name files of this computer."""
+    return video[4:8] == b"ftyp" or video[:4] == b"\x1a\x45\xdf\xa3"

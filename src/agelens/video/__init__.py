@@ -1,0 +1,3 @@
+"""
+Pictures that follow one another: who in this one was in the one before.
+"""
