@@ -8,7 +8,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -312,6 +312,38 @@ def test_the_wire_form_fits_its_own_json_schema() -> None:
     assert good["faces"][0]["box"] == [1.0, 2.0, 33.3, 44.4]
     assert bad["error"] == {"code": "empty", "message": "0 bytes"}
     assert analysis_json_schema()["properties"]["faces"]["type"] == "array"
+
+
+@given(distributions(), st.floats(0, 1), st.floats(0.5, 1), st.booleans())
+@example(AgeDistribution.unknown(), 0.99999, 1.0, False)
+@example(AgeDistribution.unknown(), 0.50001, 0.5, True)
+@example(AgeDistribution.unknown(), 0.49999, 0.5, True)
+def test_an_analysis_survives_json(
+    age: AgeDistribution, female: float, threshold: float, is_seen: bool
+) -> None:
+    quality = Quality(100.4, 1.0, 0.5, 1.26, None, -3.0, is_seen, () if is_seen else ("blurred",))
+    points = (np.arange(10).reshape(5, 2) / 3).astype(np.float32)
+    face = Face(
+        (0.04, 1.0, 30.06, 40.0), 0.93456, quality, age, GenderEstimate(female, threshold), points
+    )
+    plain = Face((0, 0, 9, 9), 1.0, quality, age, None, None, "whole_picture")
+    analysis = Analysis("a.jpg", 640, 480, (face, plain), None, "m@1")
+    failed = Analysis(None, 0, 0, (), AnalysisError("empty", "the file has 0 bytes"))
+
+    for original in (analysis, failed):
+        wire = original.to_dict(distribution=True)
+        found = Analysis.from_dict(json.loads(json.dumps(wire)))
+
+        assert found.to_dict(distribution=True) == wire
+        assert [face.age for face in found.faces] == [face.age for face in original.faces]
+
+
+def test_an_analysis_of_another_schema_is_refused() -> None:
+    wire = Analysis("a.jpg", 1, 1).to_dict()
+    wire["schema"] = "agelens.analysis/2"
+
+    with pytest.raises(ArgumentError, match=r"agelens\.analysis/1"):
+        Analysis.from_dict(wire)
 
 
 def test_landmarks_of_a_face_cannot_be_written() -> None:

@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from agelens.alignment import CropSpec
     from agelens.analyzer import Analyzer, AnalyzerOptions, analyze
     from agelens.bundle import Bundle, ModelCard, find_model, list_models
+    from agelens.client import Client
     from agelens.detection import Detections, Detector, load_detector
     from agelens.drawing import annotate, blur_faces, plot_age
-    from agelens.errors import AgeLensError, ImageError, ModelError
+    from agelens.errors import AgeLensError, ImageError, ModelError, ServiceError
     from agelens.estimation import Estimator
     from agelens.images import ImageLimits, load_image
     from agelens.quality import QualityLimits
@@ -45,6 +46,7 @@ _HOMES = {
     "Analyzer": "analyzer",
     "AnalyzerOptions": "analyzer",
     "Bundle": "bundle",
+    "Client": "client",
     "CropSpec": "alignment",
     "Detections": "detection",
     "Detector": "detection",
@@ -57,6 +59,7 @@ _HOMES = {
     "ModelError": "errors",
     "Quality": "results",
     "QualityLimits": "quality",
+    "ServiceError": "errors",
     "SourceItem": "sources",
     "analysis_json_schema": "results",
     "analyze": "analyzer",
@@ -78,6 +81,7 @@ __all__ = [
     "Analyzer",
     "AnalyzerOptions",
     "Bundle",
+    "Client",
     "CropSpec",
     "Detections",
     "Detector",
@@ -90,6 +94,7 @@ __all__ = [
     "ModelError",
     "Quality",
     "QualityLimits",
+    "ServiceError",
     "SourceItem",
     "analysis_json_schema",
     "analyze",

@@ -15,6 +15,8 @@ Every error AgeLens raises on purpose, in one hierarchy.
     ├── GateError               (RuntimeError)  an age gate must not open, or its keys do not hold
     │   ├── JournalError                        a journal of decisions is not what was written
     │   └── TokenError                          a token is refused; has a ``code``
+    ├── StoreError              (RuntimeError)  a store of visits cannot be opened, read or written
+    ├── ServiceError            (RuntimeError)  a service refused or failed; has a ``code``
     └── MissingExtra            (ImportError)   an optional dependency is missing; names the extra
 """
 
@@ -52,6 +54,7 @@ TOKEN_ERROR_CODES: Final = (
     "wrong_nonce",
     "wrong_claims",
     "too_young",
+    "too_old",
     "replayed",
 )
 """What ``TokenError.code`` can be."""
@@ -147,6 +150,45 @@ class TokenError(GateError):
 
     def __reduce__(self) -> tuple[object, ...]:
         return (TokenError, (self.code, self.message))
+
+
+class StoreError(AgeLensError, RuntimeError):
+    """A store of visits cannot be opened, read or written, or does not hold what it should."""
+
+
+class ServiceError(AgeLensError, RuntimeError):
+    """A service did not give what was asked for.
+
+    Attributes:
+        code: Code of the problem, as in the reference of the HTTP API; "unreachable" when there is
+            no answer, "bad_answer" when it is none of AgeLens.
+        message: One sentence: what was found, what is expected, what to do.
+        status: HTTP status, or None without an answer.
+        request_id: The request's id in the service's log, or None.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int | None = None,
+        request_id: str | None = None,
+    ) -> None:
+        self.code = code
+        self.message = message
+        self.status = status
+        self.request_id = request_id
+        super().__init__(f"{code}: {message}")
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_service_error, (self.code, self.message, self.status, self.request_id))
+
+
+def _rebuild_service_error(
+    code: str, message: str, status: int | None, request_id: str | None
+) -> ServiceError:
+    return ServiceError(code, message, status=status, request_id=request_id)
 
 
 class MissingExtra(AgeLensError, ImportError):

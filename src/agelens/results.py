@@ -34,6 +34,7 @@ DEFAULT_LEVEL: Final = 0.9
 _erf = np.frompyfunc(math.erf, 1, 1)
 _AGES: Final = np.arange(AGE_COUNT, dtype=np.float64)
 _SUM_TOLERANCE: Final = 1e-4
+_LESS_THAN_WRITTEN: Final = 1e-5
 
 GenderLabel = Literal["female", "male", "uncertain"]
 Origin = Literal["detector", "caller", "whole_picture"]
@@ -320,7 +321,7 @@ class AgeDistribution:
         if mass >= 1:
             return AgeInterval(0, AGE_COUNT - 1)
         median = self._quantile(0.5)
-        low = int(np.searchsorted(self._cumulative, (1 - mass) / 2, side="right"))
+        low = int(self._cumulative.searchsorted((1 - mass) / 2, side="right"))
         high = self._quantile((1 + mass) / 2)
         return AgeInterval(min(low, median), max(high, median))
 
@@ -357,7 +358,7 @@ class AgeDistribution:
         )
 
     def _quantile(self, share: float) -> int:
-        return min(int(np.searchsorted(self._cumulative, share - 1e-12)), AGE_COUNT - 1)
+        return min(int(self._cumulative.searchsorted(share - 1e-12)), AGE_COUNT - 1)
 
     def _or_nan(self, value: float) -> float:
         return math.nan if self.abstained else value
@@ -476,6 +477,20 @@ class GenderEstimate:
             "female_probability": round(self.female_probability, 4),
         }
 
+    @classmethod
+    def from_dict(cls, wire: GenderDict) -> GenderEstimate:
+        """Read back what ``to_dict`` wrote: the same label, probabilities to four digits.
+
+        The threshold is not written; it becomes one that gives the label.
+        """
+        female, label = wire["female_probability"], wire["label"]
+        if label == "uncertain":
+            inside = min(max(female, _LESS_THAN_WRITTEN), 1 - _LESS_THAN_WRITTEN)
+            return cls(inside, threshold=1.0)
+        if female == 0.5:  # rounded from a little more or less
+            female += _LESS_THAN_WRITTEN if label == "female" else -_LESS_THAN_WRITTEN
+        return cls(female)
+
 
 @dataclass(frozen=True)
 class Quality:
@@ -513,6 +528,20 @@ class Quality:
             "usable": self.usable,
             "reasons": list(self.reasons),
         }
+
+    @classmethod
+    def from_dict(cls, wire: QualityDict) -> Quality:
+        """Read back what ``to_dict`` wrote, as rounded there."""
+        return cls(
+            wire["size_px"],
+            wire["sharpness"],
+            wire["exposure"],
+            wire["yaw"],
+            wire["pitch"],
+            wire["roll"],
+            wire["usable"],
+            tuple(wire["reasons"]),
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -604,6 +633,25 @@ class Face:
             "quality": self.quality.to_dict(),
         }
 
+    @classmethod
+    def from_dict(cls, wire: FaceDict) -> Face:
+        """Read back what ``to_dict(distribution=True)`` wrote, as rounded there.
+
+        Raises:
+            ArgumentError: The age has no distribution.
+        """
+        x0, y0, x1, y1 = wire["box"]
+        points, gender = wire["landmarks"], wire["gender"]
+        return cls(
+            (x0, y0, x1, y1),
+            wire["score"],
+            Quality.from_dict(wire["quality"]),
+            AgeDistribution.from_dict(wire["age"]),
+            None if gender is None else GenderEstimate.from_dict(gender),
+            None if points is None else np.asarray(points, np.float32),
+            wire["origin"],
+        )
+
 
 @dataclass(frozen=True)
 class AnalysisError:
@@ -667,6 +715,28 @@ class Analysis:
                 else {"code": self.error.code, "message": self.error.message}
             ),
         }
+
+    @classmethod
+    def from_dict(cls, wire: AnalysisDict) -> Analysis:
+        """Read back what ``to_dict(distribution=True)`` wrote.
+
+        The ages are equal to the original ones; boxes, landmarks, scores and qualities are as
+        rounded there. Writing it again gives the same.
+
+        Raises:
+            ArgumentError: It is of another schema, or an age has no distribution.
+        """
+        if wire["schema"] != SCHEMA:
+            raise ArgumentError(f"expected schema {SCHEMA!r}, got {wire['schema']!r}")
+        error = wire["error"]
+        return cls(
+            wire["path"],
+            wire["width"],
+            wire["height"],
+            tuple(Face.from_dict(face) for face in wire["faces"]),
+            None if error is None else AnalysisError(error["code"], error["message"]),
+            wire["model"],
+        )
 
 
 # --- wire types: the JSON schema is made from these ---------------------------------------------
