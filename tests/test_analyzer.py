@@ -355,6 +355,75 @@ def test_options_can_be_given_whole_and_changed() -> None:
     assert "none" in repr(changed)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"crops": True},
+        {"gender": False},
+        {"min_face": 70},
+        {"max_faces": 2},
+        {"flip": True},
+        {"detector": "none"},
+        {"quality": QualityLimits.off()},
+        {"model": "cc0"},
+        {"min_score": 0.95},
+    ],
+    ids=str,
+)
+def test_a_variant_answers_as_an_analyzer_of_its_options(
+    analyzer: Analyzer, changes: dict[str, Any]
+) -> None:
+    variant, alone = analyzer.variant(**changes), Analyzer(**changes)
+
+    assert variant.options == alone.options
+    assert variant.model == alone.model
+    for path in (FACES / "group.jpg", FACES / "hopper.jpg"):
+        assert fingerprint(variant(path)) == fingerprint(alone(path))
+
+
+def test_a_variant_leaves_the_analyzer_as_it_was(analyzer: Analyzer) -> None:
+    before = fingerprint(analyzer(FACES / "group.jpg"))
+
+    analyzer.variant(min_face=100, max_faces=1, gender=False)(FACES / "group.jpg")
+
+    assert analyzer.options == AnalyzerOptions()
+    assert fingerprint(analyzer(FACES / "group.jpg")) == before
+
+
+def test_a_variant_takes_no_memory_for_weights(analyzer: Analyzer) -> None:
+    process = psutil.Process()
+    kept = [analyzer.variant(min_face=20 + number) for number in range(5)]
+    before = process.memory_info().rss
+
+    kept += [analyzer.variant(min_face=30, max_faces=1 + number) for number in range(200)]
+
+    # Two hundred networks of 3.4 MB would be 680.
+    assert process.memory_info().rss - before < 20_000_000
+    assert [len(one(FACES / "group.jpg").faces) for one in kept[5:8]] == [1, 2, 3]
+
+
+def test_a_variant_loads_the_gender_network_that_was_left_out() -> None:
+    ages_only = Analyzer(model="cc0", gender=False)
+
+    face = only_face(ages_only.variant(gender=True)(FACES / "hopper.jpg"))
+
+    assert face.gender == only_face(Analyzer(model="cc0")(FACES / "hopper.jpg")).gender
+    assert face.gender is not None
+
+
+def test_a_variant_is_held_to_the_same_rules(tmp_path: Path, analyzer: Analyzer) -> None:
+    (tmp_path / "genderage.onnx").write_bytes(onnx_models.genderage().graph)
+
+    with pytest.raises(ArgumentError, match="'minface'"):
+        analyzer.variant(minface=3)
+    with pytest.raises(ArgumentError, match="min_face"):
+        analyzer.variant(min_face=0)
+    with pytest.raises(ModelNotFound, match="'nonesuch'"):
+        analyzer.variant(model="nonesuch")
+    with pytest.raises(LicenceNotAccepted):
+        analyzer.variant(model=f"insightface:{tmp_path}")
+
+
 def test_an_unknown_option_is_named_with_those_there_are() -> None:
     with pytest.raises(ArgumentError, match=r"'minface'.*min_face.*max_faces"):
         Analyzer(minface=30)
@@ -472,6 +541,38 @@ def test_eight_threads_on_one_analyzer_give_bit_for_bit_the_results_of_one(
 
     assert sum(map(len, alone)) >= 300
     assert together == alone
+
+
+# --- stages ---------------------------------------------------------------------------------------
+
+
+def test_the_stages_one_after_another_give_what_a_call_gives(analyzer: Analyzer) -> None:
+    paths = [FACES / "hopper.jpg", FACES / "group.jpg"]
+    few = analyzer.variant(max_faces=2)
+
+    scenes = [analyzer.locate(analyzer.read(paths[0])), few.locate(few.read(paths[1]))]
+    hopper, group = analyzer.estimate(scenes)
+
+    assert [len(scene.faces) for scene in scenes] == [1, 2]
+    assert (hopper.path, group.path) == tuple(str(path) for path in paths)
+    for found, expected in ((hopper, analyzer(paths[0])), (group, few(paths[1]))):
+        assert [f.box for f in found.faces] == [f.box for f in expected.faces]
+        for face, known in zip(found.faces, expected.faces, strict=True):
+            np.testing.assert_allclose(face.age.probabilities, known.age.probabilities, atol=1e-4)
+
+
+def test_a_picture_that_cannot_be_read_stays_in_its_place_through_the_stages(
+    analyzer: Analyzer,
+) -> None:
+    scenes = [analyzer.locate(source) for source in (b"no picture", FACES / "hopper.jpg")]
+
+    broken, hopper = analyzer.estimate(scenes)
+
+    assert broken.error is not None
+    assert broken.error.code == "not_an_image"
+    assert (broken.faces, len(hopper.faces)) == ((), 1)
+    with pytest.raises(ImageError):
+        analyzer.read(b"no picture")
 
 
 # --- streams --------------------------------------------------------------------------------------

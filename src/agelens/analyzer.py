@@ -8,7 +8,7 @@ import itertools
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, Final
@@ -23,6 +23,8 @@ from agelens.detection import (
     DEFAULT_MIN_FACE,
     Detections,
     Detector,
+    Scrfd,
+    YuNet,
     load_detector,
 )
 from agelens.errors import ArgumentError, ImageError, ModelError
@@ -131,8 +133,16 @@ class Cutout:
 
 
 @dataclass(frozen=True, eq=False)
-class _Scene:
-    """One picture with its faces cut out, or the reason why there are none."""
+class Scene:
+    """One picture with its faces cut out, or the reason why there are none.
+
+    Attributes:
+        name: Where the picture came from, or None.
+        width: Pixels of the upright picture; 0 when it could not be read.
+        height: Pixels of the upright picture; 0 when it could not be read.
+        faces: From the most to the least prominent.
+        error: Why there are none, or None.
+    """
 
     name: str | None
     width: int
@@ -140,12 +150,19 @@ class _Scene:
     faces: tuple[Cutout, ...]
     error: AnalysisError | None = None
 
+    @classmethod
+    def unreadable(cls, error: ImageError, name: str | None = None) -> Scene:
+        """A picture that could not be read."""
+        return cls(name or error.where, 0, 0, (), AnalysisError(error.code, error.message))
+
 
 @dataclass(frozen=True, eq=False)
 class _Weights:
-    """What is loaded, and in which process."""
+    """What is loaded, with which options, and in which process."""
 
     pid: int
+    options: AnalyzerOptions
+    bundle: Bundle
     detector: Detector | None
     estimator: Estimator
     calibrator: Calibrator
@@ -185,17 +202,36 @@ class Analyzer:
                 f"options must be AnalyzerOptions, got {options!r}; name single options, "
                 "as Analyzer(model='cc0')"
             )
-        base = options or AnalyzerOptions()
-        known = AnalyzerOptions.__dataclass_fields__
-        unknown = sorted(set(changes) - set(known))
-        if unknown:
-            raise ArgumentError(f"unknown option {unknown[0]!r}; there are: {', '.join(known)}")
-        self.options = replace(base, **changes)
-        self.bundle: Bundle = find_model(self.options.model)
-        self.bundle.require_licence(self.options.accept_licence)
+        changed = _changed(options or AnalyzerOptions(), changes)
+        self._open(changed, find_model(changed.model), None)
+
+    def variant(self, **changes: Any) -> Analyzer:
+        """An analyzer with other options that shares the loaded weights.
+
+        Only another model, detector, ``min_score`` or ``threads`` is loaded; and the gender network
+        where it is one of its own and was left out.
+
+        Args:
+            **changes: Single options by the names of ``AnalyzerOptions``.
+
+        Raises:
+            ArgumentError: An unknown option, or a value out of range.
+            ModelNotFound, ModelCorrupt, CardError, ModelError: Another model or detector.
+            LicenceNotAccepted: A research-class model without ``accept_licence=True``.
+        """
+        options = _changed(self.options, changes)
+        is_same = options.model == self.options.model
+        made = object.__new__(type(self))
+        made._open(options, self.bundle if is_same else find_model(options.model), self)
+        return made
+
+    def _open(self, options: AnalyzerOptions, bundle: Bundle, relative: Analyzer | None) -> None:
+        bundle.require_licence(options.accept_licence)
+        self.options = options
+        self.bundle: Bundle = bundle
         self._lock = threading.Lock()
         self._of_parents: tuple[_Weights, ...] = ()
-        self._weights = self._load()
+        self._weights = self._load(None if relative is None else relative._loaded())
 
     @property
     def model(self) -> str:
@@ -225,7 +261,7 @@ class Analyzer:
             ImageError: The picture cannot be read; ``code`` says why.
             ArgumentError: The boxes are not (N, 4), or one is empty or outside the picture.
         """
-        scene = self._locate(self._read(source), boxes)
+        scene = self._locate(self.read(source), boxes)
         return self._estimate([scene])[0]
 
     def chips(self, source: ImageSource, *, boxes: ArrayLike | None = None) -> NDArray[np.uint8]:
@@ -237,7 +273,7 @@ class Analyzer:
         Raises:
             ImageError: The picture cannot be read.
         """
-        faces = self._locate(self._read(source), boxes).faces
+        faces = self._locate(self.read(source), boxes).faces
         size = self.bundle.card.input.size
         return (
             np.stack([face.chip for face in faces])
@@ -293,7 +329,7 @@ class Analyzer:
         threads = workers or os.cpu_count() or 1
         room = ahead or 4 * threads
         iterator = iter(sources)
-        waiting: deque[Future[_Scene]] = deque()
+        waiting: deque[Future[Scene]] = deque()
         pool = ThreadPoolExecutor(threads, thread_name_prefix="agelens")
         ended: Exception | None = None
 
@@ -305,14 +341,14 @@ class Analyzer:
                 except Exception as error:  # what was read before it is still delivered
                     ended = error
                 else:
-                    waiting.append(pool.submit(self._locate_or_explain, source))
+                    waiting.append(pool.submit(self.locate, source))
 
         try:
             refill()
             while waiting:
                 scenes = self._next_scenes(waiting)
                 refill(len(scenes))  # the workers go on while these faces are estimated
-                yield from self._estimate_or_explain(scenes)
+                yield from self.estimate(scenes)
                 refill()
             if not isinstance(ended, StopIteration):
                 assert ended is not None  # nothing waits once the sources have ended
@@ -322,7 +358,7 @@ class Analyzer:
                 future.cancel()
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _next_scenes(self, waiting: deque[Future[_Scene]]) -> list[_Scene]:
+    def _next_scenes(self, waiting: deque[Future[Scene]]) -> list[Scene]:
         """The first scene, waited for, and those that follow and are ready, up to a batch."""
         scenes = [waiting.popleft().result()]
         faces = len(scenes[0].faces)
@@ -333,35 +369,49 @@ class Analyzer:
 
     # --- stages ----------------------------------------------------------------------------------
 
-    def _read(self, source: ImageSource) -> Picture:
+    def read(self, source: ImageSource) -> Picture:
+        """Read one picture within this analyzer's limits: the first stage of a call.
+
+        Raises:
+            ImageError: The picture cannot be read; ``code`` says why.
+        """
         return load_image(source, limits=self.options.limits, allow_urls=self.options.allow_urls)
 
-    def _locate_or_explain(self, source: ImageSource | SourceItem) -> _Scene:
-        item = source if isinstance(source, SourceItem) else SourceItem("", source)
-        name = item.name or None
+    def locate(self, source: Picture | ImageSource | SourceItem) -> Scene:
+        """Find the faces of one picture and cut them out: the second stage of a call.
+
+        Args:
+            source: What ``read`` gave, or as for ``stream``.
+
+        Returns:
+            The scene; with an ``error`` when the picture cannot be read. ``estimate`` takes it,
+            together with others.
+        """
+        name = (source.name or None) if isinstance(source, SourceItem | Picture) else None
+        image = source.image if isinstance(source, SourceItem) else source
         try:
-            if item.error is not None:
-                raise item.error
-            assert item.image is not None  # an item without an error has a picture
-            scene = self._locate(self._read(item.image), None)
+            if isinstance(source, SourceItem) and source.error is not None:
+                raise source.error
+            assert image is not None  # an item without an error has a picture
+            picture = image if isinstance(image, Picture) else self.read(image)
+            scene = self._locate(picture, None)
         except ImageError as error:
-            where = name or error.where
-            return _Scene(where, 0, 0, (), AnalysisError(error.code, error.message))
+            return Scene.unreadable(error, name)
         except ArgumentError:
             raise  # the caller's mistake, not the picture's
         except Exception as error:  # one picture must never end a run of a million
             message = f"{type(error).__name__}: {error}; please report it with the picture"
-            where = name or source_name(item.image)
-            return _Scene(where, 0, 0, (), AnalysisError("internal", message))
+            where = name or source_name(image)
+            return Scene(where, 0, 0, (), AnalysisError("internal", message))
         return replace(scene, name=name or scene.name)
 
-    def _locate(self, picture: Picture, boxes: ArrayLike | None) -> _Scene:
+    def _locate(self, picture: Picture, boxes: ArrayLike | None) -> Scene:
         weights = self._loaded()
         detections, origin = self._detect(picture, boxes, weights)
         faces = tuple(
             self._cut(picture, detections, row, origin, weights) for row in range(len(detections))
         )
-        return _Scene(picture.name, picture.width, picture.height, faces)
+        return Scene(picture.name, picture.width, picture.height, faces)
 
     def _detect(
         self, picture: Picture, boxes: ArrayLike | None, weights: _Weights
@@ -424,7 +474,7 @@ class Analyzer:
             chip,
         )
 
-    def _estimate(self, scenes: Sequence[_Scene]) -> list[Analysis]:
+    def _estimate(self, scenes: Sequence[Scene]) -> list[Analysis]:
         chips = [face.chip for scene in scenes for face in scene.faces if face.quality.usable]
         ages: list[AgeDistribution] = []
         genders: list[GenderEstimate] | None = None
@@ -437,20 +487,28 @@ class Analyzer:
             genders = weights.calibrator.genders(raw) if self.options.gender else None
         return self._assemble(scenes, ages, genders)
 
-    def _estimate_or_explain(self, scenes: Sequence[_Scene]) -> list[Analysis]:
-        """As ``_estimate``; a picture that the network fails on gets an error of its own."""
+    def estimate(self, scenes: Sequence[Scene]) -> list[Analysis]:
+        """Estimate the faces of several pictures in true batches: the last stage of a call.
+
+        Args:
+            scenes: What ``locate`` gave, of this analyzer or of variants of the same model.
+
+        Returns:
+            An analysis for each scene, in order; a picture that the network fails on has an
+            ``error`` of its own.
+        """
         try:
             return self._estimate(scenes)
         except ModelError as error:
             if len(scenes) > 1:
-                return [one for scene in scenes for one in self._estimate_or_explain([scene])]
+                return [one for scene in scenes for one in self.estimate([scene])]
             (scene,) = scenes
             failed = AnalysisError("internal", str(error))
             return self._assemble([replace(scene, faces=(), error=failed)], [], None)
 
     def _assemble(
         self,
-        scenes: Sequence[_Scene],
+        scenes: Sequence[Scene],
         ages: Sequence[AgeDistribution],
         genders: Sequence[GenderEstimate] | None,
     ) -> list[Analysis]:
@@ -490,21 +548,56 @@ class Analyzer:
                 self._weights = self._load()
         return self._weights
 
-    def _load(self) -> _Weights:
-        options = self.options
+    def _load(self, given: _Weights | None = None) -> _Weights:
+        """What these options need; taken from ``given`` where it has it."""
+        options, bundle = self.options, self.bundle
+        if given is not None and _has_network(given, options, bundle):
+            estimator = given.estimator
+        else:
+            estimator = load_estimator(bundle, threads=options.threads, gender=options.gender)
         return _Weights(
             os.getpid(),
-            load_detector(
-                options.detector,
-                score_threshold=options.min_score,
-                min_face=options.min_face,
-                threads=options.threads,
-                accept_licence=options.accept_licence,
-            ),
-            load_estimator(self.bundle, threads=options.threads, gender=options.gender),
-            Calibrator.from_card(self.bundle.card),
-            self.bundle.card.crop_spec(),
+            options,
+            bundle,
+            _detector(options, given),
+            estimator,
+            Calibrator.from_card(bundle.card),
+            bundle.card.crop_spec(),
         )
+
+
+def _has_network(given: _Weights, options: AnalyzerOptions, bundle: Bundle) -> bool:
+    """Whether what was loaded serves these options; a gender network may have been left out."""
+    had = given.options
+    return (
+        given.bundle is bundle
+        and had.threads == options.threads
+        and (had.gender or not options.gender or bundle.card.gender is None)
+    )
+
+
+def _detector(options: AnalyzerOptions, given: _Weights | None) -> Detector | None:
+    """The detector of these options, on the network that is loaded where it is the same."""
+    kept = ("detector", "min_score", "threads")
+    if given is not None and isinstance(given.detector, YuNet | Scrfd):
+        had = given.options
+        if all(getattr(had, name) == getattr(options, name) for name in kept):
+            return given.detector.looking_for(options.min_face)
+    return load_detector(
+        options.detector,
+        score_threshold=options.min_score,
+        min_face=options.min_face,
+        threads=options.threads,
+        accept_licence=options.accept_licence,
+    )
+
+
+def _changed(base: AnalyzerOptions, changes: Mapping[str, Any]) -> AnalyzerOptions:
+    known = AnalyzerOptions.__dataclass_fields__
+    unknown = sorted(set(changes) - set(known))
+    if unknown:
+        raise ArgumentError(f"unknown option {unknown[0]!r}; there are: {', '.join(known)}")
+    return replace(base, **changes)
 
 
 def _given(boxes: ArrayLike, picture: Picture) -> Detections:
