@@ -17,8 +17,10 @@ from agelens.cli import card as _card
 from agelens.cli import data as _data
 from agelens.cli import evaluate as _evaluate
 from agelens.cli import gate as _gate
+from agelens.cli import keys as _keys
 from agelens.cli import leaderboard as _leaderboard
 from agelens.cli import models as _models
+from agelens.cli import serve as _serve
 from agelens.cli import train as _train
 from agelens.cli.console import error_console
 from agelens.errors import AgeLensError
@@ -42,6 +44,8 @@ app.command("audit")(_audit.audit)
 app.command("leaderboard")(_leaderboard.leaderboard)
 app.command("card")(_card.card)
 app.add_typer(_gate.app, name="gate")
+app.add_typer(_keys.app, name="keys")
+app.command("serve")(_serve.serve)
 
 
 def _print_version(wanted: bool) -> None:

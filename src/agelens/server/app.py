@@ -1,0 +1,295 @@
+"""
+The application: routes, errors and the life of the service, put together; and the running of it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import socket
+import time
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final, cast
+
+import uvicorn
+from fastapi import APIRouter, FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from agelens import __version__
+from agelens.errors import ArgumentError
+from agelens.server import api, gates, headers, pages, problems, streams
+from agelens.server.description import describe
+from agelens.server.intake import MeasuredBody
+from agelens.server.logs import adopt_uvicorn, where_it_broke
+from agelens.server.problems import Problem
+from agelens.server.protocol import ConnectionLimits, LimitedProtocol, Refused
+from agelens.server.service import Service, pool_problems
+from agelens.settings import ServerSettings
+
+_REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# From SIGTERM on new requests are taken for so long, so that none is cut off in the backlog.
+_LAST_CALL_S: Final = 1.0
+# What is left of the grace for the workers to end and the journals to close.
+_TIDY_S: Final = 1.0
+_KEEP_ALIVE_S: Final = 20
+
+
+def create_app(settings: ServerSettings) -> FastAPI:
+    """The application with all its routes; it starts its workers when it is served.
+
+    Raises:
+        AgeLensError: The model, the key file or a policy cannot be used.
+    """
+    service = Service.open(settings)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        service.start(getattr(app.state, "on_failure", lambda: None))
+        yield
+        await service.close()
+
+    app = FastAPI(
+        title="AgeLens",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
+        openapi_url="/openapi.json" if settings.docs else None,
+    )
+    app.state.service = service
+    describe(app, service, (api.router, gates.router))
+    problems.install(app)
+    app.include_router(api.router)
+    app.include_router(gates.router)
+    app.include_router(streams.router)
+    if settings.pages:
+        app.include_router(_pages(settings))
+    app.add_middleware(Guard, service=service)
+    headers.install(app, settings)
+    app.add_middleware(Frame, service=service)
+    return app
+
+
+class Frame:
+    """Outside of everything: the id of a request, its line in the log, and its counters."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app = app
+        self.service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request; streams are let through."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        request_id = scope["agelens.request_id"] = _request_id(scope)
+        start = time.perf_counter()
+        status: int | None = None
+
+        async def framed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                added = [(b"x-request-id", request_id.encode())]
+                if self.service.closing:
+                    added.append((b"connection", b"close"))
+                message = {**message, "headers": [*message.get("headers", ()), *added]}
+            await send(message)
+
+        self.service.metrics.in_flight.inc()
+        try:
+            await self.app(scope, receive, framed)
+        finally:
+            self.service.metrics.in_flight.dec()
+            self.service.note(
+                request_id,
+                scope["method"] if scope["method"] in _METHODS else "other",
+                _route(scope),
+                status,
+                scope.get("agelens.problem"),
+                time.perf_counter() - start,
+            )
+
+
+class Guard:
+    """Inside of the headers: the limits of a body, and the last resort for what went wrong."""
+
+    def __init__(self, app: ASGIApp, service: Service) -> None:
+        self.app = app
+        self.service = service
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request; streams are let through."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def guarded(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        body = scope["agelens.body"] = MeasuredBody(receive, self.service)
+        try:
+            body.check_length(scope)
+            if _is_analysis(scope):
+                await self._shed(body)
+            await self.app(scope, body.receive, guarded)
+        except Exception as error:
+            problem = self._explained(error, scope, gone=body.is_gone)
+            scope["agelens.problem"] = problem.code
+            if not started and not body.is_gone:
+                await problem.response(scope["agelens.request_id"])(scope, receive, send)
+        finally:
+            body.release()
+
+    async def _shed(self, body: MeasuredBody) -> None:
+        """Refuse at a full line before anything is spent on the request.
+
+        The body is received, and dropped, so that the connection can be kept.
+        """
+        if not self.service.ready:
+            return
+        try:
+            with pool_problems():
+                self.service.pool.check_room()
+        except Problem:
+            while (await body.receive()).get("more_body", False):
+                pass
+            raise
+
+    def _explained(self, error: Exception, scope: Scope, *, gone: bool) -> Problem:
+        if isinstance(error, Problem):
+            return error
+        if gone:
+            return Problem(400, "client_gone", "the client went away")
+        request_id = scope["agelens.request_id"]
+        self.service.log.error("failed", request_id=request_id, **where_it_broke(error))
+        return Problem(
+            500, "internal", "this is a fault of the server; report it with the request's id"
+        )
+
+
+def _is_analysis(scope: Scope) -> bool:
+    return bool(scope["method"] == "POST" and scope["path"] == _ANALYZE)
+
+
+def _route(scope: Scope) -> str:
+    """The template of the route; also of what was refused before a route was looked for."""
+    found = str(getattr(scope.get("route"), "path", "unknown"))
+    return _ANALYZE if found == "unknown" and _is_analysis(scope) else found
+
+
+_ANALYZE: Final = "/v1/analyze"
+_METHODS: Final = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+
+
+def _request_id(scope: Scope) -> str:
+    for name, value in scope["headers"]:
+        if name == b"x-request-id":
+            text = value.decode("latin-1")
+            if _REQUEST_ID.fullmatch(text):
+                return str(text)
+    return uuid.uuid4().hex
+
+
+def _pages(settings: ServerSettings) -> APIRouter:
+    if settings.docs:
+        return pages.router
+    kept = [route for route in pages.router.routes if getattr(route, "path", "") != "/docs"]
+    return APIRouter(routes=kept)
+
+
+def _refused(service: Service) -> Refused:
+    def refused(problem: Problem, request_id: str) -> None:
+        service.note(request_id, "other", "unknown", problem.status, problem.code, 0.0)
+
+    return refused
+
+
+def serve(settings: ServerSettings) -> None:
+    """Serve until SIGTERM or SIGINT; prints the address on standard output when it listens.
+
+    Raises:
+        AgeLensError: The settings cannot be used, the address is taken, or the workers fail.
+    """
+    app = create_app(settings)
+    service: Service = app.state.service
+    listener = _listen(settings)
+    limits = ConnectionLimits(
+        settings.max_connections,
+        settings.max_header_bytes,
+        settings.header_timeout_s,
+        settings.body_timeout_s,
+        settings.body_timeout_s,
+    )
+    protocol = partial(LimitedProtocol, limits=limits, refused=_refused(service))
+    config = uvicorn.Config(
+        app,
+        http=cast("type[asyncio.Protocol]", protocol),
+        h11_max_incomplete_event_size=settings.max_header_bytes,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=settings.proxy_headers,
+        forwarded_allow_ips=list(settings.trusted_proxies),
+        timeout_graceful_shutdown=max(
+            1, int(settings.grace_s - min(_LAST_CALL_S, settings.grace_s / 4) - _TIDY_S)
+        ),
+        ws_max_size=settings.stream_frame_bytes,
+        # Encoded pictures do not shrink, and a bomb must not unfold.
+        ws_per_message_deflate=False,
+    )
+    adopt_uvicorn(service.log)
+    server = _Server(config, service)
+    app.state.on_failure = server.stop
+    server.run(sockets=[listener])
+    if service.failed is not None:
+        raise service.failed
+
+
+def _listen(settings: ServerSettings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        raise ArgumentError(
+            f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; "
+            "choose another --port"
+        ) from error
+    return listener
+
+
+class _Server(uvicorn.Server):
+    """Says where it listens, and takes its leave in an orderly way."""
+
+    def __init__(self, config: uvicorn.Config, service: Service) -> None:
+        super().__init__(config)
+        self._service = service
+
+    def stop(self) -> None:
+        self.should_exit = True
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        assert sockets is not None
+        host, port = sockets[0].getsockname()[:2]
+        print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._service.begin_closing()
+        await asyncio.sleep(min(_LAST_CALL_S, self._service.settings.grace_s / 4))
+        await super().shutdown(sockets)
+        # Ending on request is a success: uvicorn would die of the signal it caught.
+        self._captured_signals.clear()
