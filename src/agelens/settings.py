@@ -203,6 +203,11 @@ class ServerSettings(BaseSettings):
                 "oidc_issuer needs oidc_audience (or tokens for other services would be taken) "
                 "and oidc_jwks (a file or an https address)"
             )
+        if "*" in self.trusted_proxies:
+            raise ValueError(
+                "trusted_proxies may not be *: anybody could give a false address and escape the "
+                "limits by address; name the proxies' addresses or networks"
+            )
         if self.fetch_urls and not (self.fetch_hosts or self.fetch_allow_private):
             raise ValueError("fetch_urls needs fetch_hosts: the host names to fetch from")
         if self.max_image_bytes > self.max_body_bytes:

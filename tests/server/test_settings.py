@@ -54,6 +54,10 @@ def test_an_unknown_setting_is_named_with_the_likely_one(
     assert "AGELENS_MAX_BODY: unknown setting; did you mean AGELENS_MAX_BODY_BYTES" in _refused()
 
 
+def test_not_everybody_can_be_trusted_as_a_proxy() -> None:
+    assert "trusted_proxies may not be *" in _refused(trusted_proxies="*")
+
+
 def test_the_addresses_that_kubernetes_hands_out_are_no_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
