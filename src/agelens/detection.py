@@ -7,10 +7,11 @@ pinned dependency; SCRFD (Guo et al., ICLR 2022) is read from an InsightFace pac
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol, runtime_checkable
+from typing import Final, Protocol, Self, runtime_checkable
 
 import cv2
 import numpy as np
@@ -158,6 +159,18 @@ class _OnScales:
             score_threshold=self.score_threshold,
             nms_threshold=self.nms_threshold,
         )
+
+    def looking_for(self, min_face: int) -> Self:
+        """The same detector for another smallest face; it shares the loaded network.
+
+        Raises:
+            ArgumentError: ``min_face`` is under 1 pixel.
+        """
+        if min_face < 1:
+            raise ArgumentError(f"min_face must be 1 pixel or more, got {min_face}")
+        other = copy.copy(self)
+        other.min_face = min_face
+        return other
 
     def _detect_once(self, image: NDArray[np.uint8], score_threshold: float) -> Detections:
         raise NotImplementedError
