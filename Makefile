@@ -27,9 +27,11 @@ format: $(VENV)/.dev
 
 bench: $(VENV)/.dev
 	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/serving.py
 
 soak: $(VENV)/.dev
 	$(BIN)/python benchmarks/soak_images.py
+	$(BIN)/python benchmarks/soak_serving.py --only kills,slow,overload,leaving
 
 # DATA: folder of Parquet tables of FairFace and UTKFace; OUT: folder to work in.
 train-bundled: $(VENV)/.dev
