@@ -257,14 +257,15 @@ def test_a_format_that_only_the_service_reads_has_boxes_on_an_empty_ground(
     server: RunningServer, open_page: OpenPage, faces: Path
 ) -> None:
     taken = io.BytesIO()
-    Image.open(faces / "group.jpg").save(taken, "TIFF")
+    with Image.open(faces / "group.jpg") as group:
+        group.save(taken, "TIFF")
+        width, height = group.size
 
     visit = open_page(server.url)
     choose(visit, taken.getvalue(), "group.tiff", "image/tiff")
 
     ground = visit.page.locator("#shown").bounding_box()
     assert ground is not None
-    width, height = Image.open(faces / "group.jpg").size
     assert ground["width"] / ground["height"] == pytest.approx(width / height, rel=0.02)
     assert visit.page.locator("#boxes .box").count() > 8
     assert "cannot show this file" in visit.page.inner_text("#shown")
