@@ -1,0 +1,3 @@
+"""
+Visits and what can honestly be said of the public: stored, corrected for error, summed, reported.
+"""
