@@ -3,7 +3,8 @@ How well a gate's frame-consistency check knows one flat picture, and a change o
 
     python benchmarks/gate_frames.py FACES.parquet [--faces 300]
 
-    flat picture    one face, eight frames: moved, tilted, lit anew, with a camera's noise
+    flat picture    one face, eight frames: moved, tilted, lit anew, with a camera's noise; also
+                    each smeared, or with a bar over a part of one of them, as by a finger
     other person    two faces of the table; also without colours, as under one light at best
     same person     one face in other light, size, slant and noise
 
@@ -56,6 +57,28 @@ def varied(image: Pixels, rng: np.random.Generator) -> Pixels:
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
+def smeared(image: Pixels, rng: np.random.Generator) -> Pixels:
+    """As a camera takes it that moves by up to a tenth of the face's width."""
+    length = 2 * int(rng.integers(1, max(2, min(image.shape[:2]) // 20))) + 1
+    row = np.zeros((length, length), np.float32)
+    row[length // 2] = 1
+    middle = ((length - 1) / 2, (length - 1) / 2)
+    turn = cv2.getRotationMatrix2D(middle, float(rng.uniform(0, 180)), 1)
+    line = cv2.warpAffine(row, turn, (length, length))
+    return cv2.filter2D(image, -1, line / line.sum()).astype(np.uint8, copy=False)
+
+
+def covered(frame: LiveFrame) -> Pixels:
+    """With a bar of one colour from a corner of the mouth to the lower edge."""
+    image = frame.pixels.copy()
+    assert frame.face.landmarks is not None  # of a face to the camera
+    eye = float(np.linalg.norm(frame.face.landmarks[1] - frame.face.landmarks[0]))
+    x, y = (int(value) for value in frame.face.landmarks[3])
+    end = (int(x + 1.5 * eye), int(y + 2.5 * eye))
+    cv2.line(image, (x, y), end, (200, 150, 130), max(1, int(0.4 * eye)))
+    return image
+
+
 def grey(frame: LiveFrame) -> LiveFrame:
     """The frame without its colours."""
     light = cv2.cvtColor(frame.pixels, cv2.COLOR_RGB2GRAY)
@@ -88,20 +111,29 @@ def main() -> None:
             frames.append(frame)
         if len(frames) == options.most:
             break
-    flat, same = [], []
+    flat, blurred, hidden, same = [], [], [], []
     for frame in frames:
         again = [live(analyzer, varied(frame.pixels, rng)) for _ in range(FRAMES - 1)]
         kept = [frame, *(one for one in again if one is not None)]
-        if len(kept) > 1:
+        if len(kept) > 2:
             flat.append(found("still_picture", kept))
-            same.append(found("person_changed", kept[:2]))
+            same.append(found("person_changed", [*kept[:2], kept[1]]))
+        moved = [smeared(varied(frame.pixels, rng), rng) for _ in range(FRAMES - 1)]
+        shaken = [frame, *(one for one in (live(analyzer, image) for image in moved) if one)]
+        if len(shaken) > 2:
+            blurred.append(found("still_picture", shaken))
+        patched = live(analyzer, covered(frame))
+        if patched is not None and len(kept) > 2:
+            hidden.append(found("still_picture", [frame, patched, *kept[1:]]))
     pairs = [(frames[row], frames[row - step]) for row in range(len(frames)) for step in (1, 9, 37)]
     rows = (
         ("flat picture, found", flat),
-        ("other person, found", [found("person_changed", pair) for pair in pairs]),
+        ("flat picture, smeared, found", blurred),
+        ("flat picture, covered in one frame, found", hidden),
+        ("other person, found", [found("person_changed", [*pair, pair[1]]) for pair in pairs]),
         (
             "other person without colours, found",
-            [found("person_changed", [grey(one) for one in pair]) for pair in pairs],
+            [found("person_changed", [grey(one) for one in (*pair, pair[1])]) for pair in pairs],
         ),
         ("same person, wrongly taken for another", same),
     )

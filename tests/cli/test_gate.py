@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tomllib
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +113,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("gate")
     onnx_models.write_model(folder, brightness_network())
     album(folder / "val.parquet", 1, 140, 160)
-    album(folder / "test.parquet", 2, 100, 100)
+    album(folder / "test.parquet", 2, 160, 320)
     done = agelens(
         *("gate", "fit", folder / "small.onnx", folder / "val.parquet", "--detector", "none"),
         *("--by", "gender", "--out", folder / "policy.toml", "--keep", folder / "val.npz"),
@@ -179,6 +181,62 @@ def test_fit_without_out_prints_the_policy_as_toml(folder: Path) -> None:
     assert table["liveness"] == "consistency"
     assert table["fit"]["max_false_accept"] == 0.1
     assert table["refuse_below"] == 0.0
+
+
+def test_fit_says_what_it_left_out_whether_it_writes_a_file_or_not(
+    folder: Path, tmp_path: Path
+) -> None:
+    with FaceWriter(tmp_path / "ranges.parquet") as writer:
+        for row in range(7):
+            image = picture(7000 + row, 18.0)
+            writer.write(FaceRecord("ours", f"{row}.png", image=image, age_min=10, age_max=19))
+    fit = (
+        *("gate", "fit", folder / "small.onnx", folder / "val.parquet"),
+        *(tmp_path / "ranges.parquet", "--detector", "none", "--keep", tmp_path / "kept.npz"),
+    )
+    said = "Not counted: 7 whose label is a range across the required age."
+
+    printed, written = agelens(*fit), agelens(*fit, "--out", tmp_path / "policy.toml")
+
+    assert said in " ".join(printed.err.split())
+    assert tomllib.loads(printed.out)["fit"]["left_out"]["label_straddles"] == 7
+    assert said in " ".join(written.out.split())
+
+
+def test_faces_that_the_model_was_calibrated_on_are_warned_of(folder: Path, tmp_path: Path) -> None:
+    graph, content = brightness_network(), (folder / "val.parquet").read_bytes()
+    file = {"name": "val.parquet", "sha256": hashlib.sha256(content).hexdigest(), "faces": 300}
+    card = {**onnx_models.distribution_card(graph), "calibration": {"files": [file]}}
+    onnx_models.write_model(tmp_path, graph, card)
+    fit = ("gate", "fit", tmp_path / "small.onnx", "--detector", "none")
+
+    known = agelens(*fit, folder / "val.parquet", "--out", tmp_path / "policy.toml")
+    report = agelens(
+        *("gate", "report", tmp_path / "small.onnx", folder / "val.parquet", "--by", ""),
+        *("--policy", tmp_path / "policy.toml", "--out", tmp_path / "papers", "--samples", "20"),
+    )
+    other = agelens(*fit, folder / "test.parquet")
+
+    words = "val.parquet: the model was calibrated on this file"
+    assert words in " ".join(known.err.split())
+    assert words in " ".join(report.err.split())
+    assert "calibrated on" not in other.err
+
+
+def test_report_on_three_faces_shows_nothing(folder: Path, tmp_path: Path) -> None:
+    with FaceWriter(tmp_path / "three.parquet") as writer:
+        for row in range(3):
+            image = picture(8000 + row, 14.0)
+            writer.write(FaceRecord("ours", f"{row}.png", image=image, age_min=14, age_max=14))
+
+    done = agelens(
+        *("gate", "report", folder / "small.onnx", tmp_path / "three.parquet", "--by", ""),
+        *("--policy", folder / "policy.toml", "--out", tmp_path / "papers", "--samples", "20"),
+    )
+
+    said = " ".join(done.out.split())
+    assert "too few to tell: 13 to 17: 3 faces, and a rate under 5 % needs 59" in said
+    assert "every promise of the fit holds" not in said
 
 
 def test_fit_with_too_few_minors_refuses_with_the_numbers(folder: Path) -> None:
@@ -295,7 +353,9 @@ def test_report_says_that_there_is_no_audit(folder: Path, tmp_path: Path) -> Non
     policy = GatePolicy.load(folder / "policy.toml")
     override = {"text": "Trial week, staff check everybody.", "name": "A. Keeper"}
     policy.save(tmp_path / "shut.toml")
-    policy.changed(override={**override, "date": "2026-11-24"}).save(tmp_path / "open.toml")
+    policy.changed(
+        override={**override, "date": "2026-11-24"}, journal={"path": "journal.jsonl"}
+    ).save(tmp_path / "open.toml")
 
     def printed(name: str) -> str:
         done = agelens(
@@ -320,9 +380,13 @@ def test_report_says_that_there_is_no_audit(folder: Path, tmp_path: Path) -> Non
         ({"verdict": "failed"}, "the gate stays shut: small@2.1 failed the audit by the policy"),
         ({"days": 40}, "the gate stays shut: the audit of small@2.1 is from"),
         ({"days": 100}, "the gate stays shut: "),
+        (
+            {"policy": {"name": "strict", "sha256": "e" * 64}},
+            "judged by another policy ('strict', SHA-256",
+        ),
         ({}, "audit passed by the policy 'strict', holds until"),
     ],
-    ids=["failed", "older than the policy takes", "expired", "passed"],
+    ids=["failed", "older than the policy takes", "expired", "homemade", "passed"],
 )
 @pytest.mark.parametrize("given", [False, True], ids=["of the policy", "--audit"])
 def test_report_says_on_what_the_gate_will_open(
@@ -340,11 +404,16 @@ def test_report_says_on_what_the_gate_will_open(
         *("--keep", folder / "val.npz", *(("--audit", path) * given)),
     )
 
-    if given and fields.get("days") == 100:
+    if given and (fields.get("days") == 100 or "policy" in fields):
         assert done.status == 2
-        assert "expired" in done.err
-    else:
-        assert words in " ".join(done.out.split())
+        assert "expired" in done.err or words in " ".join(done.err.split())
+        return
+    assert words in " ".join(done.out.split())
+    statement = (tmp_path / "papers" / "practice-statement.html").read_text()
+    assert ("the gate stays shut" in statement) == bool(fields)
+    assert "No audit of the model is named" not in statement
+    until = datetime.now(UTC) + timedelta(days=29)
+    assert (f"holds until {until:%Y-%m-%d}" in done.out) == (not fields)
 
 
 def test_report_finds_the_auditors_key_beside_the_policy(folder: Path, tmp_path: Path) -> None:
@@ -427,7 +496,7 @@ def test_report_measures_other_faces_and_fills_the_papers(folder: Path) -> None:
     assert done.status == 0, done.err
     assert "every promise of the fit holds on these faces" in done.out
     wire = json.loads((folder / "papers" / "gate-report.json").read_text())
-    assert wire["counts"]["under_age"] == 100
+    assert wire["counts"]["under_age"] == 160
     assert wire["data"][0]["name"] == "test.parquet"
     assert "Corner Shop" in (folder / "papers" / "notice.html").read_text()
     assert "warning" not in done.err

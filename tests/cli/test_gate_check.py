@@ -223,6 +223,37 @@ def test_a_token_is_printed_and_verifies_from_the_published_keys(door: Any, tmp_
     assert (claims["over"], claims["nonce"]) == (18, "once")
 
 
+@pytest.mark.parametrize("option", ["--moves", "--journal"])
+def test_no_token_is_issued_for_a_trial(door: Any, tmp_path: Path, option: str) -> None:
+    policy = door(
+        liveness="challenge",
+        frames={"min": 3, "max": 10},
+        token={"issuer": "gate", "audience": "shop"},
+    )
+    agelens("gate", "keys", "init", tmp_path / "gate-keys")
+    given = "left,right" if option == "--moves" else tmp_path / "other.jsonl"
+
+    done = agelens("gate", "check", ADULT, "--policy", policy, "--nonce", "once", option, given)
+
+    assert done.status == 2
+    assert f"--nonce with {option}" in " ".join(done.err.split())
+    assert not (tmp_path / "other.jsonl").exists()
+
+
+def test_a_trial_is_marked_in_the_record_and_a_visit_is_not(door: Any, tmp_path: Path) -> None:
+    policy = door(journal={"path": "gate.jsonl"})
+    agelens("gate", "check", ADULT, "--policy", policy)
+    agelens("gate", "check", ADULT, "--policy", policy, "--journal", tmp_path / "other.jsonl")
+
+    visit, trial = (
+        json.loads((tmp_path / name).read_text().splitlines()[1])
+        for name in ("gate.jsonl", "other.jsonl")
+    )
+
+    assert "trial" not in visit
+    assert trial["trial"] is True
+
+
 # --- keys -----------------------------------------------------------------------------------------
 
 
@@ -293,6 +324,18 @@ def test_a_changed_line_is_named(journal: Path) -> None:
     assert done.status == 1
     assert "line 3: the line was changed" in done.out
     assert (facts["intact"], facts["line"]) == (False, 3)
+
+
+def test_a_line_that_was_cut_short_is_unsigned_and_not_broken(journal: Path) -> None:
+    with open(journal, "ab") as file:
+        file.write(b'{"half')
+
+    done = agelens("gate", "verify-journal", journal)
+    (facts,) = agelens("gate", "verify-journal", journal, "--json").lines
+
+    assert done.status == 3
+    assert re.match(r"unsigned .*gate\.jsonl, line 5: 0 whole lines and 6 bytes", done.out)
+    assert (facts["intact"], facts["state"]) == (False, "unsigned")
 
 
 def test_an_older_copy_is_found_by_a_kept_head(journal: Path, tmp_path: Path) -> None:

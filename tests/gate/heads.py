@@ -152,7 +152,7 @@ def noisy(image: Pixels, seed: int, strength: float = 3.0) -> Pixels:
     return np.clip(values, 0, 255).astype(np.uint8)
 
 
-def poses(moves: Iterable[str], *, reach_deg: float = 28.0, reach_near: float = 1.4) -> list[Pose]:
+def poses(moves: Iterable[str], *, reach_deg: float = 32.0, reach_near: float = 1.4) -> list[Pose]:
     """A head that makes the moves, each from the start position and back."""
     path = [Pose()] * 4
     for move in moves:

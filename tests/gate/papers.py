@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from agelens import Analyzer
+from agelens.evaluation.policy import AuditPolicy
 from agelens.evaluation.scoring import card_sha256, model_sha256
 from agelens.evaluation.signing import AUDIT_SCHEMA, canonical_json, sign
 from agelens.gate.policy import GatePolicy
 
 
 def policy_for(analyzer: Analyzer, **fields: Any) -> GatePolicy:
-    """A policy with limits set by hand for an analyzer's model."""
+    """A policy with limits set by hand for an analyzer's model; with a journal for an override."""
     table: dict[str, Any] = {
         "schema": "agelens.gate-policy/1",
         "name": "door",
@@ -26,6 +27,8 @@ def policy_for(analyzer: Analyzer, **fields: Any) -> GatePolicy:
             "card_sha256": card_sha256(analyzer.bundle.card),
         },
     }
+    if fields.get("override") is not None:
+        table["journal"] = {"path": f"{fields.get('name', 'door')}-overridden.jsonl"}
     return GatePolicy.from_table({k: v for k, v in (table | fields).items() if v is not None})
 
 
@@ -45,7 +48,12 @@ def write_audit(
             "card_sha256": card_sha256(analyzer.bundle.card),
         },
         "data_sha256": "d" * 64,
-        "policy": {"name": "strict", "sha256": "e" * 64},
+        "policy": {"name": "strict", "sha256": AuditPolicy.load("strict").sha256},
+        "options": {
+            "detector": analyzer.options.detector,
+            "crops": True,
+            "flip": analyzer.options.flip,
+        },
     }
     path.write_bytes(canonical_json(sign(document | fields, key)))
     return path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import io
 import json
 import subprocess
@@ -29,6 +30,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agelens import Analyzer
 from agelens.errors import ArgumentError, GateError, JournalError
+from agelens.evaluation.policy import AuditPolicy
 from agelens.evaluation.signing import public_key_text
 from agelens.gate.decision import Decision, Gate, TimedFrame
 from agelens.gate.fusion import fuse
@@ -126,6 +128,23 @@ def no_audit_at_all(path: Path, analyzer: Analyzer) -> None:
     path.write_text("{}")
 
 
+def lenient(path: Path, analyzer: Analyzer) -> None:
+    policy = AuditPolicy.load("lenient")
+    write_audit(path, analyzer, policy={"name": policy.name, "sha256": policy.sha256})
+
+
+def by_a_homemade_policy_called_strict(path: Path, analyzer: Analyzer) -> None:
+    write_audit(path, analyzer, policy={"name": "strict", "sha256": "e" * 64})
+
+
+def with_another_detector(path: Path, analyzer: Analyzer) -> None:
+    write_audit(path, analyzer, options={"detector": "none", "crops": True, "flip": False})
+
+
+def with_mirrored_faces(path: Path, analyzer: Analyzer) -> None:
+    write_audit(path, analyzer, options={"detector": "default", "crops": True, "flip": True})
+
+
 AUDITS = [
     (missing, r"no audit at .*audit\.json; make one with `agelens audit \S+ DATA"),
     (failed, r"failed the audit by the policy 'strict'.*Take a model that passes"),
@@ -135,6 +154,10 @@ AUDITS = [
     (by_a_stranger, r"not the trusted one"),
     (altered, r"changed after it was signed"),
     (no_audit_at_all, r"no audit: its schema"),
+    (lenient, r"judged by another policy \('lenient'.* than 'strict'"),
+    (by_a_homemade_policy_called_strict, r"judged by another policy \('strict'.* than 'strict'"),
+    (with_another_detector, r"audited with detector = 'none', and the gate 'door' uses 'default'"),
+    (with_mirrored_faces, r"audited with flip = True, and the gate 'door' uses False"),
 ]
 
 
@@ -169,6 +192,27 @@ def test_the_operators_override_opens_it_and_stands_in_every_decision(
         assert decision.audit.problem
         assert record["override"] == OVERRIDE
         assert record["audit"]["problem"] == decision.audit.problem
+
+
+def test_an_audit_by_the_policy_that_the_gate_names_opens_it(
+    analyzer: Analyzer, tmp_path: Path
+) -> None:
+    own = AuditPolicy.load("lenient").text.replace('name = "lenient"', 'name = "ours"')
+    (tmp_path / "ours.toml").write_text(own)
+    sha256 = hashlib.sha256(own.encode()).hexdigest()
+    write_audit(tmp_path / "audit.json", analyzer, policy={"name": "ours", "sha256": sha256})
+
+    def opened_for(policy: str) -> Gate:
+        fields = {"audit": {"policy": policy}}
+        return Gate(policy_for(analyzer, **fields), folder=tmp_path, analyzer=analyzer)
+
+    with opened_for("ours.toml") as gate:
+        assert (gate.audit.policy, gate.audit.policy_sha256) == ("ours", sha256)
+        assert gate.decide(ADULT).to_dict()["audit"]["policy_sha256"] == sha256
+    with pytest.raises(GateError, match="judged by another policy"):
+        opened_for("lenient")
+    with pytest.raises(GateError, match=r"audit\.policy = 'gone\.toml' of door.*no such policy"):
+        opened_for("gone.toml")
 
 
 def test_an_audit_older_than_the_policy_allows_does_not_open_it(
@@ -578,6 +622,28 @@ def test_a_detector_of_others_may_look_at_the_moves(opened: Opener) -> None:
     assert reason_codes(decision) == ["mask"]
 
 
+def test_moves_that_were_given_and_not_drawn_are_marked_in_the_record(
+    active: Gate, tmp_path: Path
+) -> None:
+    few = timed(video("astronaut", [Pose()] * 3))
+    with active as gate:
+        given = gate.decide(few, challenge=gate.challenge_of(MOVES))
+        trial = gate.decide(few, trial=True)
+        drawn = gate.decide(few, challenge=gate.challenge())
+
+    assert [one.to_record().get("trial") for one in (given, trial, drawn)] == [True, True, None]
+
+
+def test_frames_without_a_face_between_the_moves_are_missing_frames(active: Gate) -> None:
+    """Where somebody could have taken the other's place."""
+    images = video("astronaut", poses(("left", "closer")))
+    for hidden, expected in ((3, []), (5, ["gap"])):
+        frames: list[Any] = [*images[:20], *[blank()] * hidden, *images[20:]]
+        with active as gate:
+            decision = gate.decide(frames, challenge=gate.challenge_of(("left", "closer")))
+        assert [c for c in reason_codes(decision) if c == "gap"] == expected
+
+
 def test_endless_frames_do_not_answer_a_challenge(active: Gate) -> None:
     with active as gate, pytest.raises(ArgumentError, match="more than 300 frames"):
         gate.decide([blank(32)] * 301, challenge=gate.challenge())
@@ -848,7 +914,7 @@ def test_a_decision_without_a_journal_writes_nothing_and_connects_nowhere(
     analyzer: Analyzer, tmp_path: Path
 ) -> None:
     write_audit(tmp_path / "audit.json", analyzer)
-    policy_for(analyzer, liveness="consistency", frames={"max": 2}).save(tmp_path / "policy.toml")
+    policy_for(analyzer, liveness="consistency", frames={"max": 3}).save(tmp_path / "policy.toml")
 
     done = subprocess.run(
         [sys.executable, "-c", ON_WATCH, str(tmp_path), str(ADULT)],

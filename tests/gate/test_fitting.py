@@ -192,6 +192,85 @@ def test_small_children_cannot_stand_in_for_those_next_to_the_required_age() -> 
     assert any("says little of those just under 18" in note for note in fit.notes)
 
 
+def decades(known: int = 0, *, first: int = 0, female: bool = False) -> ScoredFaces:
+    """Faces in ranges of ages: 100 of ``first`` to 9, 100 of 10 to 19, 100 of 20 to 29; and so many
+    of 15 to the year.
+    """
+    starts = [first] * 100 + [10] * 100 + [20] * 100 + [15] * known
+    ends = [9] * 100 + [19] * 100 + [29] * 100 + [15] * known
+    over = [0.01] * 100 + [0.4] * 100 + [0.9] * 100 + [0.3] * known
+    sexes = [int(female)] * len(starts)
+    return faces_with(over, starts, ends=ends, female=sexes)
+
+
+def test_labels_that_leave_out_those_next_to_the_age_make_no_promise_on_all() -> None:
+    with pytest.raises(DataError) as caught:
+        fit_gate(decades(), minors=(0, 17), by=["gender"])
+
+    message = " ".join(str(caught.value).split())
+    assert "a range across 18 cannot be put on a side and was left out" in message
+    assert (
+        "59 independent faces are needed, and there are 0 aged 13-17, and 100 left out" in message
+    )
+    assert "0 aged 13-17, gender=male, and 100 left out" in message
+    assert "hold only for those who are easy to tell" in message
+
+
+def test_with_enough_known_ages_next_to_the_age_ranges_are_only_left_out() -> None:
+    with pytest.raises(DataError, match="58  aged 13-17, and 100 left out"):
+        fit_gate(decades(58), minors=(0, 17))
+
+    fit = fit_gate(decades(59), minors=(0, 17))
+
+    assert fit.policy.threshold == 0.3001
+    assert fit.policy.fit is not None
+    assert fit.policy.fit.promises[0].covered == (0, 15)
+    assert "Not counted: 100 whose label is a range across the required age." in fit.notes
+
+
+def test_ranges_that_end_at_the_required_age_hold_those_next_to_it() -> None:
+    starts, ends = (
+        [0] * 100 + [10] * 100 + [15] + [20] * 100,
+        [9] * 100 + [19] * 100 + [24] + [29] * 100,
+    )
+    over = [0.01] * 100 + [0.4] * 100 + [0.5] + [0.9] * 100
+
+    fit = fit_gate(faces_with(over, starts, ends=ends), 20, minors=(0, 19))
+
+    assert fit.policy.fit is not None
+    assert fit.policy.fit.promises[0].covered == (0, 19)
+    assert fit.policy.fit.left_out["label_straddles"] == 1
+
+
+def test_a_gate_for_the_young_needs_known_ages_over_its_age() -> None:
+    with pytest.raises(DataError, match="0  aged 13-17, and 100 left out"):
+        fit_gate(decades(), 13, admit="under", adults=(13, 100))
+
+
+def test_promise_on_faces_far_from_the_age_says_which_they_were() -> None:
+    toddlers = faces_with([0.01] * 500 + [0.999] * 20, [3] * 250 + [9] * 250 + [40] * 20)
+    utkface_like = faces_with([0.01] * 500 + [0.999] * 20, [3] * 250 + [17] * 250 + [40] * 20)
+
+    far, near = (fit_gate(faces, minors=(0, 17)) for faces in (toddlers, utkface_like))
+
+    assert far.policy.fit is not None
+    assert far.policy.fit.promises[0].covered == (3, 9)
+    words = "The promise on those aged 0-17 stands on faces aged 3-9 only."
+    assert words in far.notes
+    assert not any("stands on faces" in note for note in near.notes)
+
+
+def test_a_fitted_limit_that_is_changed_by_hand_is_refused() -> None:
+    policy = fit_gate(crowd(np.random.default_rng(30), 200, 200)).policy
+    assert policy.threshold is not None
+
+    assert policy.changed(name="renamed").fit == policy.fit
+    with pytest.raises(ArgumentError, match="threshold was changed after the fit"):
+        policy.changed(threshold=policy.threshold - 0.2)
+    with pytest.raises(ArgumentError, match=r"frames\.correlation was changed after the fit"):
+        policy.changed(frames={"correlation": 0.0})
+
+
 def test_model_that_takes_minors_for_adults_is_refused() -> None:
     blind = faces_with([1.0] * 100 + [1.0] * 100, [15] * 100 + [40] * 100)
 

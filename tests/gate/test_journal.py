@@ -22,6 +22,7 @@ import pytest
 pytest.importorskip("cryptography", reason="needs the 'gate' extra")
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -306,6 +307,96 @@ def test_an_added_line_is_found(kept: Path, tmp_path: Path) -> None:
 
     assert found.line == 6
     assert "after the signed head" in str(found.problem)
+
+
+def test_a_journal_at_work_is_intact(tmp_path: Path) -> None:
+    stop = threading.Event()
+    with Journal(tmp_path / "j", key=KEY, batch=5000) as journal:
+        journal.extend([{"outcome": "accept", "pad": "a" * 500}] * 5000)
+
+        def work() -> None:
+            while not stop.is_set():
+                journal.append({"outcome": "refuse"})
+
+        gate = threading.Thread(target=work)
+        gate.start()
+        try:
+            found = [check(tmp_path / "j") for _ in range(5)]
+        finally:
+            stop.set()
+            gate.join()
+
+    assert [(one.state, one.problem) for one in found] == [("intact", None)] * 5
+    assert all(one.lines == one.signed > 5000 for one in found)
+
+
+@pytest.mark.parametrize("forge", ["a line changed", "a line of another hand", "the end cut"])
+def test_a_later_head_excuses_nothing(tmp_path: Path, forge: str) -> None:
+    """The head moves on while the file is read, and what it signs is not there as it was."""
+    path = written(tmp_path)
+    early, content = head_path(path).read_bytes(), path.read_bytes()
+    with Journal(path, key=KEY) as journal:
+        for _ in range(3):
+            journal.append({"outcome": "refuse"})
+    late, lines = head_path(path).read_bytes(), path.read_bytes().splitlines(True)
+    if forge == "a line changed":
+        lines[6] = lines[6].replace(b"refuse", b"accept")
+    elif forge == "the end cut":
+        del lines[6:]
+    else:
+        alien = {"seq": 5, "prev": hashlib.sha256(content.splitlines(True)[-1]).hexdigest()}
+        lines[5:] = [json.dumps(alien).encode() + b"\n"]
+    path.write_bytes(b"".join(lines))
+    head_path(path).write_bytes(early)
+    moved_on = threading.Timer(0.2, lambda: head_path(path).write_bytes(late))
+    moved_on.start()
+
+    found = check(path)
+    moved_on.join()
+
+    assert found.state == "broken"
+
+
+@pytest.mark.parametrize(("after", "state"), [(b'{"outcome":"acc', "unsigned"), (b"", "intact")])
+def test_a_line_in_flight_is_neither_intact_nor_broken(
+    kept: Path, tmp_path: Path, after: bytes, state: str
+) -> None:
+    found = check(changed(kept, tmp_path, kept.read_bytes() + after))
+
+    assert found.state == state
+
+
+def test_two_lines_after_the_head_are_no_line_in_flight(tmp_path: Path) -> None:
+    path = written(tmp_path)
+    head = head_path(path).read_bytes()
+    with Journal(path, key=KEY) as journal:
+        journal.append({"outcome": "accept"})
+        one = path.read_bytes()
+        journal.append({"outcome": "accept"})
+    two = path.read_bytes()
+    head_path(path).write_bytes(head)
+
+    assert check(path).state == "broken"
+    path.write_bytes(one)
+    assert check(path).state == "unsigned"
+    assert two != one
+
+
+def test_the_key_of_the_variable_is_the_one_that_is_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Journal(tmp_path / "own").close()
+    pem = KEY.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()).decode()
+    monkeypatch.setenv("AGELENS_AUDIT_KEY", pem)
+    Journal(tmp_path / "j").close()
+    assert verify_journal(tmp_path / "j").key == TRUSTED
+
+    monkeypatch.delenv("AGELENS_AUDIT_KEY")
+    found = verify_journal(tmp_path / "j")
+
+    assert not found.intact
+    assert f"signed by the key {TRUSTED}" in str(found.problem)
+    assert "that of AGELENS_AUDIT_KEY when the gate runs with it" in str(found.problem)
 
 
 def test_the_head_of_another_journal_is_found(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ pytest.importorskip("scipy", reason="needs the 'gate' extra")
 
 from scipy.stats import binom, binomtest
 
+from agelens.bundle import find_model
 from agelens.errors import ArgumentError
 from agelens.evaluation.scored import ScoredFaces
 from agelens.gate.measuring import (
@@ -24,6 +25,7 @@ from agelens.gate.measuring import (
     faces_needed,
     gate_faces,
     groups,
+    known_to_the_model,
     measure_gate,
     trade_off,
     upper_bound,
@@ -243,13 +245,34 @@ def test_price_falls_for_minors_and_rises_for_adults_as_the_limit_rises() -> Non
     ("found", "words"),
     [
         (Rate(0, 0), "unknown"),
+        (Rate(0, 3), "too_few"),
+        (Rate(2, 58), "too_few"),
+        (Rate(2, 59), "below"),
+        (Rate(1, 3), "above"),
+        (Rate(3, 3), "broken"),
         (Rate(5, 100), "below"),
         (Rate(8, 100), "above"),
         (Rate(20, 100), "broken"),
     ],
 )
 def test_a_rate_over_its_bound_is_broken_only_beyond_chance(found: Rate, words: str) -> None:
-    assert verdict(found, 0.05) == words
+    assert verdict(found, 0.05, 0.95) == words
+
+
+def test_faces_that_the_card_says_the_model_has_learned_from_are_named() -> None:
+    card = find_model("agelens-s").card
+    (calibrated,) = card.calibration.files
+    data = [
+        {"name": "again.parquet", "sha256": calibrated.sha256},
+        {"name": "new.parquet", "sha256": "0" * 64},
+    ]
+
+    lines = known_to_the_model(data, ["FairFace", "utkface"], card)
+
+    assert [line.partition(":")[0] for line in lines] == ["again.parquet", "FairFace"]
+    assert "calibrated on this file" in lines[0]
+    assert "trained on faces of this data set" in lines[1]
+    assert known_to_the_model(data[1:], ["utkface"], card) == ()
 
 
 def test_policy_of_another_model_or_calibration_is_not_measured() -> None:

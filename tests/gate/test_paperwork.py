@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from datetime import UTC, datetime
+from html import unescape
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
@@ -170,8 +171,8 @@ def test_missing_failed_and_overridden_audits_are_told(report: GateReport, tmp_p
 
     assert "No audit of the model is named" in written(report, tmp_path)["practice-statement.html"]
     told = written(report, tmp_path, audit=failed)
-    assert "audited on 2026-11-01 and failed" in told["practice-statement.html"]
-    assert "failed on 2026-11-01 by the policy strict" in told["technical-file.md"]
+    assert "audit policy strict on 2026-11-01 and failed" in told["practice-statement.html"]
+    assert "failed on 2026-11-01 by the audit policy strict" in told["technical-file.md"]
     for name in PAPERS[1:3] + PAPERS[4:]:
         assert "Trial week, staff check everybody again." in written(overridden, tmp_path)[name]
 
@@ -290,3 +291,243 @@ def test_error_rate_of_a_gate_for_the_young_is_the_share_of_grown_ups_let_in(
     assert grown.accept.faces == 400
     for name in ("gate-report.html", "practice-statement.html", "dpia.md", "technical-file.md"):
         assert shown in papers[name], name
+
+
+# --- what the papers must not gloss over ----------------------------------------------------------
+
+AUDIT_SHA256 = "ab" * 32
+
+
+def plain(text: str) -> str:
+    """The words of a paper, without tags and line breaks."""
+    return " ".join(re.sub(r"<[^>]*>", " ", unescape(text)).split()).replace(" .", ".")
+
+
+def told(report: Any, folder: Path, **options: Any) -> dict[str, str]:
+    """The words of all papers by name, but for the stored figures."""
+    papers = written(report, folder, **options)
+    return {name: plain(text) for name, text in papers.items() if not name.endswith(".json")}
+
+
+def passed_audit() -> VerifiedAudit:
+    document = {"policy": {"name": "strict", "sha256": AUDIT_SHA256}}
+    created, expires = datetime(2026, 11, 1, tzinfo=UTC), datetime(2027, 11, 1, tzinfo=UTC)
+    return VerifiedAudit(document, "m@1", "strict", True, created, expires, "ed25519:AAAA")
+
+
+AUDITED = ("gate-report.html", "practice-statement.html", "dpia.md", "technical-file.md")
+
+
+def hand_set(**fields: Any) -> GateReport:
+    """A gate whose limit was set by hand, on a few faces."""
+    table = {"name": "g", "required_age": 18, "threshold": 0.9, **fields}
+    faces = crowd(np.random.default_rng(4), 60, 60)
+    return measure_gate(faces, GatePolicy.from_table(table), by=[], samples=20)
+
+
+def test_an_audit_that_does_not_hold_is_told_with_its_reason(tmp_path: Path) -> None:
+    problem = "audit.json: judged by another policy ('lenient')"
+    journal = {"path": "journal.jsonl"}
+
+    shut = told(hand_set(), tmp_path, problem=problem)
+    opened = told(hand_set(override=OVERRIDE, journal=journal), tmp_path, problem=problem)
+
+    for name in AUDITED:
+        assert f"the gate stays shut: {problem}" in shut[name], name
+        assert f"the gate opens on the word of A. Keeper only: {problem}" in opened[name], name
+        assert "None was named" not in shut[name]
+        assert "none named" not in shut[name].lower()
+        assert "No audit of the model is named" not in shut[name]
+
+
+def test_an_audit_that_is_too_old_is_not_said_to_hold(tmp_path: Path) -> None:
+    problem = "the audit of m@1 is from 2026-11-01, and the policy takes none older than 5 days"
+
+    papers = told(hand_set(), tmp_path, audit=passed_audit(), problem=problem)
+
+    for name in AUDITED:
+        assert problem in papers[name], name
+        assert "holds until" not in papers[name]
+        assert "valid until" not in papers[name]
+
+
+def test_an_audit_holds_no_longer_than_the_policy_takes_it(tmp_path: Path) -> None:
+    papers = told(hand_set(audit={"max_age_days": 10}), tmp_path, audit=passed_audit())
+
+    for name in AUDITED:
+        assert "until 2026-11-11" in papers[name], name
+        assert "2027" not in papers[name]
+
+
+def test_papers_name_the_audit_policy_by_its_hash_and_who_signed(tmp_path: Path) -> None:
+    own = told(hand_set(), tmp_path, audit=passed_audit())
+    named = told(hand_set(audit={"key": "ed25519:AAAA"}), tmp_path, audit=passed_audit())
+
+    for name in AUDITED:
+        assert f"audit policy strict (SHA-256 {AUDIT_SHA256})" in own[name], name
+        assert "the operator's word, not that of an independent auditor" in own[name]
+        assert "signed with the key that the policy names" in named[name]
+    asked = "one by the audit policy lenient"
+    lenient = hand_set(audit={"policy": "lenient"})
+    assert asked in told(lenient, tmp_path)["practice-statement.html"]
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ("on_no_face", "no face"),
+        ("on_unusable", "a face too poor for an estimate"),
+        ("on_second_face", "more than one face"),
+        ("on_failed_liveness", "a check against photographs and videos that is not passed"),
+    ],
+)
+def test_a_gate_that_says_no_for_anything_is_not_said_to_refuse_nobody(
+    key: str, words: str, tmp_path: Path
+) -> None:
+    papers = told(hand_set(**{key: "refuse"}), tmp_path)
+
+    for name, text in papers.items():
+        assert "nobody is refused outright" not in text, name
+        assert "refuses nobody by itself" not in text, name
+    said = f"Nobody is refused for the estimate; the answer is no for: {words}."
+    assert said in papers["practice-statement.html"]
+    assert "the gate refuses some people by itself" in papers["dpia.md"]
+    mild = told(hand_set(), tmp_path)
+    assert "nobody is refused outright" in mild["practice-statement.html"]
+    assert "refuses nobody by itself" in mild["dpia.md"]
+
+
+def test_what_follows_a_failed_check_of_the_frames_is_listed(tmp_path: Path) -> None:
+    papers = told(hand_set(on_failed_liveness="step_up"), tmp_path)
+
+    for name in AUDITED[1:]:
+        said = "that is not passed: another proof is asked for"
+        assert said in papers[name], name
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"frames": {"min": 3, "max": 20}}, "3 to 20 frames"),
+        ({"frames": {"max": 1}}, "one frame"),
+        ({"frames": {"min": 3, "max": 20}, "liveness": "challenge"}, "3 to 300 frames, all of"),
+    ],
+)
+def test_frames_that_are_looked_at_are_counted_in_full(
+    fields: dict[str, Any], words: str, tmp_path: Path
+) -> None:
+    papers = told(hand_set(**fields), tmp_path)
+
+    assert words in papers["practice-statement.html"]
+    assert words in papers["dpia.md"]
+
+
+def test_promise_is_said_to_be_of_one_try(report: GateReport, tmp_path: Path) -> None:
+    papers = told(report, tmp_path)
+
+    for name in AUDITED:
+        assert "one try with one usable picture of each person" in papers[name], name
+        assert "does not limit how often somebody tries" in papers[name], name
+    assert "let in by mistake, at one try with one picture each" in papers["notice.html"]
+    assert "AgeLens does not limit tries" in papers["dpia.md"]
+
+
+def test_a_lower_correlation_is_said_to_be_outside_the_promise(tmp_path: Path) -> None:
+    base = GatePolicy.load("shop-18").changed(frames={"correlation": 0.5})
+    policy = fit_gate(crowd(np.random.default_rng(0), 300, 400), base=base).policy
+    report = measure_gate(crowd(np.random.default_rng(1), 300, 400), policy, by=[], samples=20)
+
+    papers = told(report, tmp_path)
+
+    for name in AUDITED:
+        assert "frames.correlation is 0.5" in papers[name], name
+        assert "of that nothing is promised" in papers[name]
+
+
+def test_a_fit_that_did_not_keep_its_limits_is_said_to_show_nothing(
+    report: GateReport, tmp_path: Path
+) -> None:
+    wire = report.to_dict()
+    del wire["policy"]["fit"]["fitted"]
+    words = "nothing shows that these are still the fitted ones"
+
+    bare = told(wire, tmp_path)
+    assert words in bare["practice-statement.html"]
+    assert all("With confidence" not in text for text in bare.values())
+    assert words not in told(report, tmp_path)["practice-statement.html"]
+
+
+def test_ages_that_the_fit_did_not_cover_are_told(tmp_path: Path) -> None:
+    toddlers = faces_with([0.01] * 100 + [0.999] * 100, [3] * 50 + [9] * 50 + [40] * 100)
+    policy = fit_gate(toddlers, minors=(0, 17)).policy
+    report = measure_gate(crowd(np.random.default_rng(1), 100, 100), policy, by=[], samples=20)
+
+    papers = told(report, tmp_path)
+
+    for name in AUDITED:
+        assert "of those under 18 (the faces of the fit were 3 to 9)" in papers[name], name
+
+
+def test_a_promise_that_is_broken_on_these_faces_stands_in_the_public_papers(
+    report: GateReport, tmp_path: Path
+) -> None:
+    hard = crowd(np.random.default_rng(10), 300, 300, skill=1.2)
+    broken = measure_gate(hard, report.policy, by=[], samples=20)
+    (check, *_) = [one for one in broken.checks if one.verdict == "broken"]
+
+    papers = told(broken, tmp_path)
+
+    rate = f"{100 * check.found.value:.1f}"
+    for name in ("practice-statement.html", "notice.html", "dpia.md", "technical-file.md"):
+        said = re.search(r"under 18, (\S+) .*? were accepted, and the promise is", papers[name])
+        assert said is not None, name
+        assert said[1] == rate, name
+    assert "more often than we promise" in papers["notice.html"]
+    assert "does not hold on these faces" not in told(report, tmp_path)["practice-statement.html"]
+
+
+def test_too_few_faces_are_not_said_to_show_the_promise(report: GateReport, tmp_path: Path) -> None:
+    three = measure_gate(faces_with([0.01] * 3, [15] * 3), report.policy, by=[], samples=20)
+
+    page = told(three, tmp_path)["gate-report.html"]
+
+    assert "too few to tell: 59 are needed" in page
+    assert "below the bound" not in page
+
+
+def test_only_the_files_are_said_not_to_be_those_of_the_fit(
+    report: GateReport, tmp_path: Path
+) -> None:
+    card = find_model("agelens-s").card
+    wire = report.to_dict()
+
+    def on_file(sha256: str) -> dict[str, Any]:
+        return {**wire, "data": [{**wire["data"][0], "sha256": sha256}]}
+
+    papers = told(on_file("1" * 64), tmp_path, card=card)
+    known = told(on_file(card.calibration.files[0].sha256), tmp_path, card=card)
+
+    for name in ("practice-statement.html", "dpia.md", "technical-file.md"):
+        assert "one of these files was used for the fit" in papers[name], name
+        assert "the model was calibrated on this file" in known[name], name
+    assert "nothing was fitted" not in papers["practice-statement.html"]
+    assert "faces that the check may know" in known["notice.html"]
+    assert "faces that the check may know" not in papers["notice.html"]
+
+
+def test_papers_claim_no_more_of_record_policy_and_other_proof_than_there_is(
+    report: GateReport, tmp_path: Path
+) -> None:
+    blank = told(report, tmp_path)
+    filled = told(report, tmp_path, operator=Operator(other_way="a passport"))
+
+    statement = blank["practice-statement.html"]
+    assert "a change or a gap in it is found" not in statement
+    assert "found only against copies of the head that are kept elsewhere" in statement
+    assert "the policy is not signed" in blank["dpia.md"]
+    assert "policy, model and audit are bound" not in blank["dpia.md"]
+    open_to_all = "open to all, at no disadvantage: a passport"
+    assert open_to_all in filled["practice-statement.html"]
+    assert "the other proof of age is open to all" not in statement
+    assert "open to all at no disadvantage: a passport" in filled["dpia.md"]
+    assert "The other way, open to all" not in blank["dpia.md"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 
 from agelens import AgeDistribution
 from agelens.errors import ArgumentError
+from agelens.evaluation.policy import AuditPolicy
 from agelens.gate.policy import GatePolicy, rule_scores, shipped_policies
 
 HASH = "0123456789abcdef" * 4
@@ -229,8 +231,9 @@ def test_what_the_rules_compare_is_what_the_results_say(weights: list[float], ag
             "challenge_age must be the required age (18) or more, got 17",
         ),
         ({"frames": {"min": 9, "max": 3}}, "frames: min must not be over max, got 9 and 3"),
-        ({"liveness": "challenge", "frames": {"max": 1}}, "liveness = 'challenge' needs several"),
+        ({"liveness": "challenge", "frames": {"max": 1}}, "liveness = 'challenge' needs 3 frames"),
         ({"audit": {"required": False}}, "audit.required = false needs an [override]"),
+        ({"override": OVERRIDE}, "[override] needs a [journal]"),
         ({"override": {**OVERRIDE, "text": "ok"}}, "override.text: string should have at least 20"),
         ({"override": {**OVERRIDE, "date": "soon"}}, "override.date"),
         (
@@ -257,7 +260,10 @@ def test_wrong_policy_is_refused_with_the_key_that_is_wrong(
 
 
 def test_an_override_opens_without_an_audit() -> None:
-    policy = GatePolicy.from_table(table(audit={"required": False}, override=OVERRIDE))
+    journal = {"path": "journal.jsonl"}
+    policy = GatePolicy.from_table(
+        table(audit={"required": False}, override=OVERRIDE, journal=journal)
+    )
 
     assert policy.override is not None
     assert policy.override.name == "A. Keeper"
@@ -346,3 +352,77 @@ upper = 0.049
 
     with pytest.raises(ArgumentError, match="those aged 16 to 24 by mistake"):
         GatePolicy.load(tmp_path / "policy.toml")
+
+
+# --- after the fit --------------------------------------------------------------------------------
+
+MODEL = {"name": "ours@1.0", "sha256": HASH, "card_sha256": HASH}
+FITTED = {
+    "threshold": 0.97,
+    "refuse_below": 0.2,
+    "model": MODEL,
+    "fit": {
+        "max_false_accept": 0.05,
+        "confidence": 0.95,
+        "minor_band": [13, 17],
+        "adult_band": [18, 24],
+        "date": "2026-11-20",
+        "agelens": "0.1.0",
+        "data": [{"name": "faces.parquet", "sha256": HASH, "rows": 10}],
+        "fitted": {
+            "rule": "probability",
+            "accept_from": 0.97,
+            "refuse_under": 0.2,
+            "correlation": 1.0,
+            "model": MODEL,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("fields", "key"),
+    [
+        ({"threshold": 0.6}, "threshold"),
+        ({"refuse_below": 0.5}, "refuse_below"),
+        ({"frames": {"correlation": 0.0}}, "frames.correlation"),
+        ({"model": {**MODEL, "name": "other@1.0", "sha256": "f" * 64}}, "model.name"),
+        ({"model": {**MODEL, "detector": "none"}}, "model.detector"),
+        ({"model": None}, "model.name"),
+        (
+            {"rule": "challenge", "challenge_age": 25.0, "threshold": None, "refuse_below": None},
+            "rule",
+        ),
+    ],
+)
+def test_what_was_changed_by_hand_after_the_fit_does_not_keep_its_promise(
+    fields: dict[str, Any], key: str
+) -> None:
+    changed = {k: v for k, v in (FITTED | fields).items() if v is not None}
+
+    with pytest.raises(ArgumentError, match=f"{key} was changed after the fit.*fit again"):
+        GatePolicy.from_table(table(**changed))
+
+
+def test_what_no_promise_depends_on_can_be_changed_after_the_fit() -> None:
+    policy = GatePolicy.from_table(table(**FITTED))
+
+    assert policy.changed(name="shop", on_no_face="refuse", frames={"min": 3}).fit == policy.fit
+    assert GatePolicy.from_table(table(threshold=0.6, model=MODEL)).fit is None
+
+
+# --- the audit that is asked for ------------------------------------------------------------------
+
+
+def test_audit_policy_is_the_strict_one_unless_another_is_named(tmp_path: Path) -> None:
+    own = AuditPolicy.load("lenient").text.replace('name = "lenient"', 'name = "strict"')
+    (tmp_path / "ours.toml").write_text(own)
+
+    def sha256(**audit: str) -> str:
+        return GatePolicy.from_table(table(audit=audit)).audit.audit_policy(tmp_path).sha256
+
+    assert sha256() == AuditPolicy.load("strict").sha256
+    assert sha256(policy="lenient") == AuditPolicy.load("lenient").sha256
+    assert sha256(policy="ours.toml") == hashlib.sha256(own.encode()).hexdigest()
+    with pytest.raises(ArgumentError, match=r"nowhere\.toml: no such policy"):
+        sha256(policy="nowhere.toml")

@@ -18,8 +18,8 @@ from agelens.cli.console import error_console, output_console, progress_bar
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from agelens.bundle import Bundle
-    from agelens.evaluation.scored import ScoredFaces
+    from agelens.bundle import Bundle, ModelCard
+    from agelens.evaluation.scored import DataFile, ScoredFaces
     from agelens.evaluation.signing import VerifiedAudit
     from agelens.gate.fitting import GateFit
     from agelens.gate.measuring import GateReport, TradeOff
@@ -185,9 +185,11 @@ def fit(
 
       agelens gate fit cc0 faces.parquet --required-age 13 --admit under --out children.toml
     """
+    from agelens.bundle import find_model
     from agelens.data.schema import write_text
     from agelens.errors import ArgumentError
     from agelens.gate.fitting import checked_promise, fit_gate
+    from agelens.gate.measuring import datasets_of
     from agelens.gate.policy import LONGEST_NAME, GatePolicy
 
     start = None if base is None else GatePolicy.load(base)
@@ -244,8 +246,11 @@ def fit(
         name=name,
         admit=who,
     )
+    _warn_of_known_faces(faces.provenance.data, datasets_of(faces), find_model(model).card)
     if out is None:
         typer.echo(found.policy.to_toml(), nl=False)
+        for note in found.notes:
+            error_console().print(escape(note), soft_wrap=True)
     else:
         found.policy.save(out)
         figures = out.with_suffix(".fit.json")
@@ -331,9 +336,11 @@ def report(
         out,
         operator=Operator(operator, contact, place, other_way, purpose),
         audit=verified,
+        problem=problem,
         card=bundle.card,
     )
     _warn_of_fitted_faces(measured)
+    _warn_of_known_faces(faces.provenance.data, measured.datasets, bundle.card)
     _print_report(measured)
     _print_audit(loaded, verified, problem)
     for path in written:
@@ -416,19 +423,17 @@ def _verified(
 ) -> tuple[VerifiedAudit | None, str | None]:
     """The verified audit, and what keeps the gate shut; a given one must verify."""
     from agelens.errors import AuditError
-    from agelens.evaluation.signing import verify_audit
-    from agelens.gate.decision import audit_problem
+    from agelens.gate.decision import audit_problem, read_audit
     from agelens.gate.journal import utc_now
 
     path = folder / policy.audit.path if given is None else given
-    trusted = policy.audit.trusted_key(folder) if key is None else key
     if given is None and not path.exists():
         return None, (
             f"there is no audit at {path}; make one with `agelens audit {model} DATA --out "
             "FOLDER`, or name it with --audit"
         )
     try:
-        verified = verify_audit(path, bundle=bundle, trusted_key=trusted)
+        verified = read_audit(path, policy, folder, bundle, now=utc_now(), trusted_key=key)
     except AuditError as error:
         if given is not None:
             raise
@@ -548,6 +553,15 @@ def _print_report(measured: GateReport) -> None:
                 f"{what}, promised under {100 * check.bound:g} %",
                 soft_wrap=True,
             )
+    for check in measured.checks:
+        if check.verdict == "too_few":
+            console.print(
+                f"[yellow]too few to tell[/]: "
+                f"{escape(people(check.promise.ages, check.promise.group))}: "
+                f"{check.found.faces:,} faces, and a rate under {100 * check.bound:g} % needs "
+                f"{check.needed:,}",
+                soft_wrap=True,
+            )
     unknown = [check.promise for check in measured.checks if check.verdict == "unknown"]
     if unknown:
         named = "; ".join(dict.fromkeys(people(one.ages, one.group) for one in unknown))
@@ -565,7 +579,7 @@ def _print_audit(policy: GatePolicy, verified: VerifiedAudit | None, problem: st
     if problem is None and verified is not None:
         console.print(
             f"[green]audit passed[/] by the policy {escape(repr(verified.policy))}, holds until "
-            f"{verified.expires:%Y-%m-%d}",
+            f"{policy.audit.holds_until(verified.created, verified.expires):%Y-%m-%d}",
             soft_wrap=True,
         )
         return
@@ -578,6 +592,17 @@ def _print_audit(policy: GatePolicy, verified: VerifiedAudit | None, problem: st
         f"[bold red]no valid audit[/], {escape(open_all_the_same)}: {escape(str(problem))}",
         soft_wrap=True,
     )
+
+
+def _warn_of_known_faces(
+    data: Sequence[DataFile], datasets: Sequence[str], card: ModelCard
+) -> None:
+    from dataclasses import asdict
+
+    from agelens.gate.measuring import known_to_the_model
+
+    for line in known_to_the_model([asdict(one) for one in data], datasets, card):
+        error_console().print(f"[yellow]warning:[/] {escape(line)}", soft_wrap=True)
 
 
 def _warn_of_fitted_faces(measured: GateReport) -> None:

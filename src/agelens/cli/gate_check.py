@@ -79,6 +79,8 @@ def check(
     loaded = GatePolicy.load(policy)
     _require_files(pictures)
     asked = None if moves is None else _moves(moves, loaded)
+    if nonce is not None:
+        _require_no_trial(moves, journal)
     analyzer = None if model is None else _analyzer(model, loaded, accept_licence)
     with Gate(
         loaded,
@@ -95,9 +97,10 @@ def check(
                 soft_wrap=True,
             )
         challenge = None if asked is None else gate.challenge_of(asked)
+        trial = moves is not None or journal is not None
         # A single path may be a video; several are pictures.
         given: Path | list[Path] = pictures[0] if len(pictures) == 1 else pictures
-        decision = gate.decide(given, challenge=challenge, nonce=nonce)
+        decision = gate.decide(given, challenge=challenge, nonce=nonce, trial=trial)
     if as_json:
         typer.echo(json.dumps(decision.to_dict(), ensure_ascii=False))
     else:
@@ -110,7 +113,8 @@ def verify_journal(
     key: Annotated[
         str | None,
         typer.Option(
-            help="Public key that signed it: ed25519:... or a file. [this installation's]"
+            help="Public key that signed it: ed25519:... or a file. By default that of "
+            "AGELENS_AUDIT_KEY when it is set, else this installation's audit.pub."
         ),
     ] = None,
     anchor: Annotated[
@@ -121,7 +125,8 @@ def verify_journal(
 ) -> None:
     """Check that a gate's record is whole: nothing changed, added, moved or cut.
 
-    Exits with 0 when it is, 1 when it is not; the first break is named by its line.
+    Exits with 0 when it is, 1 when it is not; the first break is named by its line. 3: all is whole
+    but for one line after the signed head, as a gate leaves it that was stopped while it wrote.
 
     [bold]Example[/]: agelens gate verify-journal gate-journal.jsonl --key gate.pub
     """
@@ -132,7 +137,7 @@ def verify_journal(
         typer.echo(json.dumps(_journal_facts(found), ensure_ascii=False))
     else:
         _print_journal(file, found)
-    raise typer.Exit(0 if found.intact else 1)
+    raise typer.Exit({"intact": 0, "broken": 1, "unsigned": 3}[found.state])
 
 
 # --- keys -----------------------------------------------------------------------------------------
@@ -238,6 +243,25 @@ def _moves(text: str, policy: GatePolicy) -> list[Move]:
     return [cast("Move", word) for word in words]
 
 
+def _require_no_trial(moves: str | None, journal: Path | None) -> None:
+    """Refuse a token for moves that were not drawn, or outside the policy's own record.
+
+    Raises:
+        ArgumentError: One of the two was given.
+    """
+    from agelens.errors import ArgumentError
+
+    for option, given, why in (
+        ("--moves", moves, "the moves were not drawn for this occasion"),
+        ("--journal", journal, "the decision is not in the policy's own journal"),
+    ):
+        if given is not None:
+            raise ArgumentError(
+                f"--nonce with {option} {given}: no token is issued when {why}; leave out one of "
+                "the two"
+            )
+
+
 def _analyzer(model: str, policy: GatePolicy, accept_licence: bool) -> Analyzer:
     from agelens.analyzer import Analyzer
 
@@ -289,6 +313,7 @@ def _print_decision(decision: Decision) -> None:
 def _journal_facts(found: JournalCheck) -> dict[str, object]:
     return {
         "intact": found.intact,
+        "state": found.state,
         "decisions": found.decisions,
         "lines": found.lines,
         "signed": found.signed,
@@ -305,7 +330,8 @@ def _print_journal(file: Path, found: JournalCheck) -> None:
     name = escape(str(file))
     if found.problem is not None:
         where = "" if found.line is None else f", line {found.line:,}"
-        console.print(f"[bold red]broken[/] {name}{where}: {escape(found.problem)}", soft_wrap=True)
+        word = "[bold yellow]unsigned[/]" if found.unsigned else "[bold red]broken[/]"
+        console.print(f"{word} {name}{where}: {escape(found.problem)}", soft_wrap=True)
         return
     console.print(
         f"[bold green]intact[/] {name}: {found.decisions:,} decisions, signed {found.signed_at}",

@@ -37,6 +37,7 @@ from agelens.evaluation.signing import VerifiedAudit, verify_audit
 from agelens.gate.fusion import fuse
 from agelens.gate.journal import Journal, new_identifier, utc_now
 from agelens.gate.liveness import (
+    DEFAULT_CONSISTENCY,
     AttackDetector,
     Challenge,
     ChallengeCheck,
@@ -65,14 +66,11 @@ SCHEMA: Final = "agelens.gate-decision/1"
 Outcome = Literal["accept", "refuse", "step_up", "retry"]
 AuditStatus = Literal["passed", "overridden"]
 
-_MOST_FRAMES: Final = 300
-"""Frames of one answer to a challenge that are looked at."""
 _MOST_WAITING: Final = 10_000
 _EVERY_S: Final = 0.2
 _EVERY_S_OF_CHALLENGE: Final = 0.08
 _LIVE_SIDE_PX: Final = 640
 """Long side to which frames are reduced while they wait for the liveness checks."""
-_FACING_DEG: Final = 15.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +110,8 @@ class AuditState:
     Attributes:
         status: "passed", or "overridden" by the operator's word.
         problem: Why the audit does not hold; None when it does.
-        policy: Audit policy that the model passed.
+        policy: Audit policy that the model was judged by.
+        policy_sha256: Of that policy's text.
         created: When the audit was made, ISO 8601.
         expires: Until when it holds, ISO 8601.
         key: Public key that signed it.
@@ -121,6 +120,7 @@ class AuditState:
     status: AuditStatus
     problem: str | None = None
     policy: str | None = None
+    policy_sha256: str | None = None
     created: str | None = None
     expires: str | None = None
     key: str | None = None
@@ -154,6 +154,8 @@ class Decision:
         liveness: Checks that were asked for, by name.
         token: Says "over the required age", or "under" it, to others; None when there is none.
         admit: Who is let in: those "over" the required age, or "under" it.
+        trial: No visitor's: the moves were given and not drawn, or the caller said so. Only then
+            it stands in the record.
     """
 
     id: str
@@ -172,6 +174,7 @@ class Decision:
     liveness: tuple[str, ...]
     token: Token | None = None
     admit: Admit = "over"
+    trial: bool = False
 
     @property
     def admitted(self) -> str:
@@ -218,6 +221,7 @@ class Decision:
             "liveness": list(self.liveness),
             "token": self.token is not None,
             "agelens": __version__,
+            **({"trial": True} if self.trial else {}),
         }
 
 
@@ -368,12 +372,7 @@ class Gate:
                 f"{self._model.name.partition('@')[0]} DATA --out FOLDER`, or name it with --audit"
             )
         try:
-            verified = verify_audit(
-                path,
-                bundle=self._bundle,
-                now=self._now(),
-                trusted_key=self.policy.audit.trusted_key(here),
-            )
+            verified = read_audit(path, self.policy, here, self._bundle, now=self._now())
         except AuditError as error:
             return None, str(error)
         return verified, None
@@ -399,13 +398,14 @@ class Gate:
             raise GateError(
                 f"the gate {self.policy.name!r} stays shut: {problem}. To open it without a valid "
                 "audit, the operator writes an [override] with text, name and date into the "
-                "policy; it is then recorded in every decision"
+                "policy, beside a [journal]; it is then recorded in every decision"
             )
         facts = (
             {}
             if verified is None
             else {
                 "policy": verified.policy,
+                "policy_sha256": str(verified.document["policy"]["sha256"]),
                 "created": verified.created.isoformat(),
                 "expires": verified.expires.isoformat(),
                 "key": verified.key,
@@ -449,9 +449,12 @@ class Gate:
         return self._await(Challenge.draw(moves, time_limit_s=time_limit_s, clock=self._clock))
 
     def challenge_of(self, moves: Sequence[Move], *, time_limit_s: float = 30.0) -> Challenge:
-        """A challenge with given moves, for recordings and tests: nothing random protects it."""
+        """A challenge with given moves, for recordings and tests: nothing random protects it.
+
+        The decision on it is marked as a trial.
+        """
         drawn = Challenge.draw(max(2, len(moves)), time_limit_s=time_limit_s, clock=self._clock)
-        return self._await(replace(drawn, moves=tuple(moves)))
+        return self._await(replace(drawn, moves=tuple(moves), drawn=False))
 
     def _require_challenges(self) -> None:
         """Refuse moves that nothing would look at: they would protect nobody."""
@@ -497,7 +500,12 @@ class Gate:
     # --- deciding ---------------------------------------------------------------------------------
 
     def decide(
-        self, frames: Frames, *, challenge: Challenge | None = None, nonce: str | None = None
+        self,
+        frames: Frames,
+        *,
+        challenge: Challenge | None = None,
+        nonce: str | None = None,
+        trial: bool = False,
     ) -> Decision:
         """Decide on one person.
 
@@ -507,6 +515,7 @@ class Gate:
             frames: Pictures of one person in the order they were taken, or the path of a video.
             challenge: What was asked for, from ``challenge``.
             nonce: From the party that will accept the token; without it no token is issued.
+            trial: Mark the decision as no visitor's.
 
         Returns:
             The decision; it is in the journal, on disk.
@@ -524,7 +533,7 @@ class Gate:
         seen = look(
             self.analyzer, frames, self.policy, challenge=challenge, detectors=self._detectors
         )
-        return self._decided(seen, late, nonce, state)
+        return self._decided(seen, late, nonce, state, trial=trial or _is_given(challenge))
 
     def decide_on(
         self,
@@ -552,7 +561,7 @@ class Gate:
         self.require_answerable(challenge, nonce)
         state = self.audit_now()
         late = self._taken(challenge, received or self._now())
-        return self._decided(seen, late, nonce, state)
+        return self._decided(seen, late, nonce, state, trial=_is_given(challenge))
 
     def require_answerable(self, challenge: Challenge | None, nonce: str | None) -> None:
         """Refuse what cannot be asked of this gate, before anything is looked at or used up.
@@ -569,7 +578,13 @@ class Gate:
             self._require_challenges()
 
     def _decided(
-        self, seen: Look, late: Reason | None, nonce: str | None, state: AuditState
+        self,
+        seen: Look,
+        late: Reason | None,
+        nonce: str | None,
+        state: AuditState,
+        *,
+        trial: bool,
     ) -> Decision:
         outcome, reasons, age, used = self._judged(seen, late)
         now = self._now()
@@ -595,6 +610,7 @@ class Gate:
             liveness=tuple(check.card.name for check in self._checks),
             token=token,
             admit=self.policy.admit,
+            trial=trial,
         )
         if self.journal is not None:
             self.journal.append(decision.to_record())
@@ -620,7 +636,8 @@ class Gate:
         """At most ``frames.max`` good faces, evenly spread; of a challenge those to the camera."""
         faces = [sight.face for sight in sights if sight.face is not None]
         if self.policy.liveness == "challenge":
-            facing = [face for face in faces if abs(face.quality.yaw or 0.0) <= _FACING_DEG]
+            most_deg = DEFAULT_CONSISTENCY.facing_deg
+            facing = [face for face in faces if abs(face.quality.yaw or 0.0) <= most_deg]
             faces = facing if len(facing) >= self.policy.frames.min else faces
         most = self.policy.frames.max
         if len(faces) <= most:
@@ -696,6 +713,63 @@ def _checks_of(policy: GatePolicy) -> tuple[AttackDetector, ...]:
     return checks[policy.liveness]
 
 
+def read_audit(
+    path: Path,
+    policy: GatePolicy,
+    folder: Path,
+    bundle: Bundle,
+    *,
+    now: datetime,
+    trusted_key: str | Path | None = None,
+) -> VerifiedAudit:
+    """The audit at a path, when it is one by the policy's audit policy, of the model as it is used.
+
+    Args:
+        path: The signed audit.
+        policy: A policy that names its model.
+        folder: What the policy's paths are relative to.
+        bundle: The model.
+        now: The time, with its zone.
+        trusted_key: Public key that must have signed; None takes the policy's.
+
+    Raises:
+        AuditError: It is not; the message says what was found. Whether the model passed, and how
+            old the audit may be, is ``audit_problem``'s.
+    """
+    try:
+        wanted = policy.audit.audit_policy(folder)
+    except ArgumentError as error:
+        raise AuditError(
+            f"audit.policy = {policy.audit.policy!r} of {policy.name}, which the model must have "
+            f"been audited by, cannot be read: {error}"
+        ) from error
+    key = policy.audit.trusted_key(folder) if trusted_key is None else trusted_key
+    audit = verify_audit(path, bundle=bundle, policy=wanted, now=now, trusted_key=key)
+    _require_same_options(path, audit, policy)
+    return audit
+
+
+def _require_same_options(path: Path, audit: VerifiedAudit, policy: GatePolicy) -> None:
+    """Refuse an audit of other answers than the gate will get.
+
+    ``crops`` only adds faces that no detector finds, on which a gate does not decide.
+    """
+    model = policy.model
+    if model is None:
+        return
+    options = audit.document.get("options", {})
+    for name, audited, used in (
+        ("detector", options.get("detector", "default"), model.detector),
+        ("flip", options.get("flip", False), model.flip),
+    ):
+        if audited != used:
+            raise AuditError(
+                f"{path}: the model was audited with {name} = {audited!r}, and the gate "
+                f"{policy.name!r} uses {used!r}, which gives other answers; audit it as the gate "
+                "uses it"
+            )
+
+
 def audit_problem(audit: VerifiedAudit, max_age_days: int, now: datetime) -> str | None:
     """Why a verified audit opens no gate at this time; None when it does.
 
@@ -743,10 +817,11 @@ def look(
         ArgumentError: There are no frames, more than 300 for a challenge, or too long a clip.
     """
     active = policy.liveness == "challenge"
-    most = _MOST_FRAMES if active else policy.frames.max
+    most = policy.most_frames
     checks = (*_checks_of(policy), *detectors)
     sights: list[Sight] = []
     alive: list[LiveFrame] = []
+    missed = 0
     every_s = _EVERY_S_OF_CHALLENGE if active else _EVERY_S
     for image, seconds in _taken_apart(frames, every_s, analyzer.options.limits):
         if len(sights) == most:
@@ -755,7 +830,10 @@ def look(
             )
         sight, live = _sight(analyzer, image, seconds, keep=bool(checks))
         sights.append(sight)
-        alive += [] if live is None else [live]
+        missed += live is None
+        if live is not None:
+            alive.append(replace(live, missed=missed))
+            missed = 0
         if len(sights) == most and not active:
             break
     if not sights:
@@ -880,6 +958,10 @@ def _hindrance(
     return (policy.on_no_face if faceless else policy.on_unusable), tuple(reasons)
 
 
+def _is_given(challenge: Challenge | None) -> bool:
+    return challenge is not None and not challenge.drawn
+
+
 def _of(count: int, sights: Sequence[Sight]) -> str:
     return f"{count} of {len(sights)} frames"
 
@@ -906,5 +988,6 @@ __all__ = [
     "analyzer_options",
     "audit_problem",
     "look",
+    "read_audit",
     "require_model",
 ]

@@ -51,11 +51,13 @@ from agelens.gate.policy import (
     Admit,
     FitPart,
     FittedData,
+    FittedFor,
     GatePolicy,
     ModelPart,
     Promise,
     Rule,
     kept_out_words,
+    reaches_the_age,
     rule_scores,
 )
 
@@ -75,6 +77,13 @@ LEFT_OUT_WORDS: Final[Mapping[str, str]] = dict(
     )
 )
 """The reasons of ``LEFT_OUT`` in words that follow a number."""
+
+
+def left_out_words(counts: Mapping[str, int]) -> list[str]:
+    """How many faces were left out for which reason: "3 too poor for an estimate"."""
+    return [
+        f"{counts[name]:,} {words}" for name, words in LEFT_OUT_WORDS.items() if counts.get(name)
+    ]
 
 
 @dataclass(frozen=True)
@@ -119,11 +128,13 @@ class _Cell:
         ages: First and last true age.
         group: "all" or "COLUMN=VALUE".
         scores: (n,) the worst score of each independent face, rising.
+        covered: First and last age in the labels of these faces; None without faces.
     """
 
     ages: Band
     group: str
     scores: Floats
+    covered: Band | None
 
     @property
     def title(self) -> str:
@@ -208,6 +219,9 @@ def fit_gate(
     let_in = _cells(faces, right, scores, parts, [all_in, just_in], worst=min)
 
     _require_enough(kept_out, max_false_accept, confidence, who, admit)
+    _require_next_to_the_age(
+        faces, who, parts, required_age, faces_needed(max_false_accept, confidence), admit
+    )
     limit = _strictest(
         kept_out, limits(rule, required_age), max_false_accept, confidence, base.admitted
     )
@@ -245,7 +259,7 @@ def fit_gate(
             "of_age": int(who.adults.sum()),
             **who.left_out,
         },
-        notes=(*_notes(base, policy, fit, let_in), *notes),
+        notes=(*_notes(base, policy, fit, let_in), *notes, _left_out_note(who)),
     )
 
 
@@ -367,7 +381,13 @@ def _cells(
                 faces.clusters[rows].tolist(), scores[rows].tolist(), strict=True
             ):
                 by_cluster[cluster] = worst(score, by_cluster.get(cluster, score))
-            cells.append(_Cell(band, group, np.sort(np.array([*by_cluster.values()], np.float64))))
+            covered = (
+                (int(faces.age_min[rows].min()), min(OLDEST, int(faces.age_max[rows].max())))
+                if rows.any()
+                else None
+            )
+            sorted_scores = np.sort(np.array([*by_cluster.values()], np.float64))
+            cells.append(_Cell(band, group, sorted_scores, covered))
     return cells
 
 
@@ -378,9 +398,7 @@ def _require_enough(
     short = [cell for cell in cells if len(cell.scores) < needed]
     if not short:
         return
-    left_out = ", ".join(
-        f"{count:,} {LEFT_OUT_WORDS[name]}" for name, count in who.left_out.items() if count
-    )
+    left_out = ", ".join(left_out_words(who.left_out))
     raise DataError(
         f"too few faces to promise a false-acceptance rate below {bound:g} with confidence "
         f"{confidence:g}: each kind of people needs {needed} independent faces even if none of "
@@ -391,6 +409,47 @@ def _require_enough(
         f"--confidence, a wider --{'minor' if admit == 'over' else 'adult'}-band, fewer groups in "
         "--by"
     )
+
+
+def _require_next_to_the_age(
+    faces: ScoredFaces,
+    who: GateFaces,
+    parts: Mapping[str, Mask],
+    required_age: int,
+    needed: int,
+    admit: Admit,
+) -> None:
+    """Refuse when labels across the required age took away those next to it.
+
+    What is left would be those who are easy to tell, promised on in the name of all.
+
+    Raises:
+        DataError: A group has such labels, and fewer faces than ``needed`` in the five years next
+            to the required age.
+    """
+    band = hardest_band(required_age, admit)
+    out, _ = who.sides(admit)
+    # A range that ends at the required age holds those next to it too.
+    up_to_it = (
+        faces.age_max == required_age - 1 if admit == "over" else faces.age_min == required_age
+    )
+    next_to_it = out & (within(faces, band) | up_to_it)
+    lines = []
+    for group, mask in parts.items():
+        near = len(np.unique(faces.clusters[next_to_it & mask]))
+        lost = int((who.straddling & mask).sum())
+        if lost and near < needed:
+            lines.append(f"  {near:>5,}  {_title(band, group)}, and {lost:,} left out")
+    if lines:
+        raise DataError(
+            "the labels do not tell those next to the required age: a label that is a range across "
+            f"{required_age} cannot be put on a side and was left out, and of the ages next to it, "
+            f"which are the hardest to tell, {needed} independent faces are needed, and there are\n"
+            + "\n".join(lines)
+            + "\nA limit fitted on the rest would be promised of all "
+            f"{kept_out_words(required_age, admit)}, and hold only for those who are easy to tell. "
+            "Add faces whose age is known to the year"
+        )
 
 
 def _strictest(
@@ -439,14 +498,16 @@ def _refusal(
 ) -> tuple[float, list[str]]:
     """The limit under which is refused outright, and why there is none."""
     if bound is None:
-        return 0.0, ["Nobody is refused outright: those who are not accepted are asked to step up."]
+        return 0.0, [
+            "Nobody is refused for the estimate: those who are not accepted are asked to step up."
+        ]
     short = [c for c in cells if errors_allowed(len(c.scores), bound, confidence) < 0]
     if short:
         needed = faces_needed(bound, confidence)
         named = "; ".join(f"{c.title}: {len(c.scores)}" for c in short)
         return 0.0, [
-            f"Nobody is refused outright: promising it for at most {bound:g} of those {admitted} "
-            f"needs {needed} faces of each kind, and there are fewer ({named})."
+            f"Nobody is refused for the estimate: promising it for at most {bound:g} of those "
+            f"{admitted} needs {needed} faces of each kind, and there are fewer ({named})."
         ]
     highest = min(
         highest_refusal(c.scores, errors_allowed(len(c.scores), bound, confidence), grid)
@@ -466,6 +527,7 @@ def _promises(
             Promise(
                 error="false_acceptance" if keeps_out else "false_refusal",
                 ages=cell.ages,
+                covered=cell.covered,
                 group=cell.group,
                 faces=len(cell.scores),
                 errors=errors,
@@ -493,19 +555,27 @@ def _policy(
         if base.rule == "probability"
         else ("challenge_age", "refuse_under_age")
     )
+    model = ModelPart(
+        name=source.model,
+        sha256=source.model_sha256,
+        card_sha256=source.card_sha256,
+        detector=str(source.options.get("detector", "default")),
+        flip=bool(source.options.get("flip", False)),
+    )
+    fitted = FittedFor(
+        rule=base.rule,
+        accept_from=limit,
+        refuse_under=refuse,
+        correlation=base.frames.correlation,
+        model=model,
+    )
     fields: dict[str, Any] = {
         "name": _retold(base.name, base, limit) if name is None else name,
         "summary": _retold(base.summary, base, limit),
         accept: limit,
         under: refuse,
-        "fit": fit,
-        "model": ModelPart(
-            name=source.model,
-            sha256=source.model_sha256,
-            card_sha256=source.card_sha256,
-            detector=str(source.options.get("detector", "default")),
-            flip=bool(source.options.get("flip", False)),
-        ),
+        "fit": fit.model_copy(update={"fitted": fitted}),
+        "model": model,
     }
     return base.changed(**fields)
 
@@ -549,9 +619,21 @@ def _notes(
             f"The buffer age of {base.name} is {base.challenge_age:g}, the fitted one "
             f"{policy.challenge_age:g}."
         )
+    notes += [
+        f"The promise on those aged {band_name(one.ages)} stands on faces aged "
+        f"{band_name(one.covered)} only."
+        for one in fit.promises
+        if one.group == ALL
+        and one.covered is not None
+        and not reaches_the_age(one.ages, one.covered, policy.required_age)
+    ]
     if not fit.by:
         notes.append("No group was held to the bound by itself; --by names columns of groups.")
     return notes
+
+
+def _left_out_note(who: GateFaces) -> str:
+    return f"Not counted: {', '.join(left_out_words(who.left_out)) or 'none'}."
 
 
 def _without_nan(values: Mapping[str, float]) -> dict[str, float | None]:

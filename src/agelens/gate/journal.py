@@ -21,16 +21,19 @@ import os
 import secrets
 import sys
 import threading
+import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, Self
 
 from agelens import __version__
 from agelens.errors import ArgumentError, JournalError, MissingExtra
 from agelens.evaluation.signing import (
+    KEY_VARIABLE,
     canonical_json,
     key_folder,
     public_key_text,
@@ -51,6 +54,9 @@ _START: Final = "0" * 64
 _OWN_KEYS: Final = frozenset(("seq", "prev"))
 _LARGEST_HEAD: Final = 65_536
 _PIECE: Final = 1 << 16
+_WAITS: Final = 20
+_WAIT_S: Final = 0.05
+"""How often and how long ``verify_journal`` waits for the head of a line that is being written."""
 
 
 def utc_now() -> datetime:
@@ -386,6 +392,9 @@ class Journal:
 # --- verifying ------------------------------------------------------------------------------------
 
 
+JournalState = Literal["intact", "unsigned", "broken"]
+
+
 @dataclass(frozen=True)
 class JournalCheck:
     """What ``verify_journal`` found.
@@ -399,6 +408,8 @@ class JournalCheck:
         key: Public key of the head; "" when it could not be read.
         problem: The first break in words, or None.
         line: Its line number, from 1; None when the break is in the head itself.
+        unsigned: The problem is only that one line, or a part of one, comes after the signed head.
+            A gate that was stopped while it wrote leaves that, and takes it over at its next start.
     """
 
     lines: int
@@ -409,11 +420,19 @@ class JournalCheck:
     key: str
     problem: str | None = None
     line: int | None = None
+    unsigned: bool = False
 
     @property
     def intact(self) -> bool:
-        """Nothing was changed, added, moved or cut."""
+        """Nothing was changed, added, moved or cut, and all is under the signed head."""
         return self.problem is None
+
+    @property
+    def state(self) -> JournalState:
+        """In one word."""
+        if self.unsigned:
+            return "unsigned"
+        return "intact" if self.intact else "broken"
 
 
 def verify_journal(
@@ -424,10 +443,13 @@ def verify_journal(
 ) -> JournalCheck:
     """Read a whole journal and find the first place that is not as it was written.
 
+    A gate may write to it meanwhile: what it adds is checked against the later head that covers it.
+
     Args:
         path: The journal; its head lies beside it.
         trusted_key: Public key that must have signed the head ("ed25519:BASE64", or a file with
-            it); None takes the one of this installation.
+            it); None takes the one that this installation signs with: that of the variable
+            ``AGELENS_AUDIT_KEY`` when it is set, else ``audit.pub`` in its key folder.
         anchors: Copies of earlier heads that were kept elsewhere: what they signed must still be
             there.
 
@@ -447,13 +469,19 @@ def verify_journal(
         problem = str(error)
     try:
         with open(journal, "rb") as file:
-            reading = _Reading(frozenset(one.count for one in (*kept, head)))
-            found = reading.first_break(file, head, problem is None)
+            reading = _Reading(frozenset(one.count for one in (*kept, head)), head.count)
+            found: tuple[int | None, str] | None = reading.first_break(file, head, problem is None)
+            if found is None and problem is None:
+                found = _against(reading, (*kept, head))
+            if found is None and problem is None:
+                head, found = _followed(reading, file, head, head_path(journal))
     except OSError as error:
         raise JournalError(f"{journal}: cannot be read: {error.strerror}") from error
+    unsigned = False
+    if found is None and problem is None and reading.is_beyond(head):
+        found = head.count + 1, reading.beyond(head)
+        unsigned = reading.count - head.count + (reading.torn > 0) == 1
     line, words = found or (None, None)
-    if words is None and problem is None:
-        line, words = _against(reading, head, kept)
     return JournalCheck(
         lines=reading.count,
         decisions=reading.decisions,
@@ -463,14 +491,44 @@ def verify_journal(
         key=head.key,
         problem=words or problem,
         line=line,
+        unsigned=unsigned,
     )
 
 
-class _Reading:
-    """One pass over the lines of a journal; ``signed`` are the counts whose hash is kept."""
+def _followed(
+    reading: _Reading, file: Any, head: _Head, path: Path
+) -> tuple[_Head, tuple[int | None, str] | None]:
+    """The head that covers what a gate at work wrote meanwhile, and the first break up to it."""
+    for wait in range(_WAITS + 1):
+        if not reading.is_beyond(head):
+            break
+        if wait:
+            time.sleep(_WAIT_S)
+        try:
+            later = _read_head(path, head.key)
+        except JournalError as error:
+            return head, (None, str(error))
+        if later.count <= head.count:
+            continue
+        found = reading.read_on(file, later) or _against(reading, (later,))
+        head = later
+        if found is not None:
+            return head, found
+    return head, None
 
-    def __init__(self, signed: frozenset[int]) -> None:
+
+class _Reading:
+    """One pass over the lines of a journal.
+
+    ``signed`` are the counts whose hash is kept, and all from ``head`` on: a later head may sign
+    any of them.
+    """
+
+    def __init__(self, signed: frozenset[int], head: int) -> None:
         self.signed = signed
+        self.head = head
+        self.last = _START
+        self.end = 0
         self.count = 0
         self.decisions = 0
         self.recoveries: list[int] = []
@@ -480,8 +538,31 @@ class _Reading:
 
     def first_break(self, file: Any, head: _Head, known: bool) -> tuple[int, str] | None:
         """The first line that does not fit, and why; ``known`` says that the head holds."""
-        last = _START
-        lines = _with_next(file)
+        return self._break_in(_with_next(file), head, known)
+
+    def read_on(self, file: Any, head: _Head) -> tuple[int, str] | None:
+        """The same for the lines that a later head signed, and no further."""
+        if self.count >= head.count:
+            return None
+        file.seek(self.end)
+        self.torn = 0
+        return self._break_in(islice(_with_next(file), head.count - self.count), head, True)
+
+    def is_beyond(self, head: _Head) -> bool:
+        """Whether something comes after the lines that the head signed."""
+        return self.count > head.count or self.torn > 0
+
+    def beyond(self, head: _Head) -> str:
+        """What comes after them, in words."""
+        return (
+            f"{self.count - head.count:,} whole lines and {self.torn:,} bytes come after the "
+            "signed head: left by a crash (the gate takes them over at its next start), being "
+            "written now, or added by another hand"
+        )
+
+    def _break_in(
+        self, lines: Iterable[tuple[bytes, bytes]], head: _Head, known: bool
+    ) -> tuple[int, str] | None:
         for line, following in lines:
             if not line.endswith(b"\n"):
                 if known and self.count >= head.count:
@@ -489,12 +570,13 @@ class _Reading:
                     return None
                 return self.count + 1, "the line is not whole: its end was cut"
             entry = _entry(line)
-            problem = _link_problem(entry, self.count, last)
+            problem = _link_problem(entry, self.count, self.last)
             if problem is not None:
                 return self._blamed(line, following, head, problem)
             assert entry is not None  # that would have been a problem
-            last = hashlib.sha256(line).hexdigest()
-            self._note(entry, last)
+            self.last = hashlib.sha256(line).hexdigest()
+            self.end += len(line)
+            self._note(entry)
         return None
 
     def _blamed(self, line: bytes, following: bytes, head: _Head, problem: str) -> tuple[int, str]:
@@ -508,10 +590,10 @@ class _Reading:
                 return self.count, "the line was changed: the next line states another SHA-256"
         return self.count + 1, problem
 
-    def _note(self, entry: Mapping[str, Any], sha256: str) -> None:
+    def _note(self, entry: Mapping[str, Any]) -> None:
         self.count += 1
-        if self.count in self.signed:
-            self.hashes[self.count] = sha256
+        if self.count in self.signed or self.count >= self.head:
+            self.hashes[self.count] = self.last
         if self.count == 1:
             self.journal = str(entry.get("journal"))
         elif entry.get("event") == RECOVERED:
@@ -520,11 +602,9 @@ class _Reading:
             self.decisions += 1
 
 
-def _against(
-    reading: _Reading, head: _Head, anchors: Sequence[_Head]
-) -> tuple[int | None, str | None]:
-    """What the signed heads say of a file whose chain holds."""
-    for one in (*anchors, head):
+def _against(reading: _Reading, heads: Sequence[_Head]) -> tuple[int, str] | None:
+    """What signed heads say of a file whose chain holds."""
+    for one in heads:
         if one.count > reading.count:
             return reading.count + 1, (
                 f"the end was cut: {reading.count:,} lines, and the head of {one.time} signed "
@@ -534,14 +614,7 @@ def _against(
             return one.count, f"the line is not the one that the head of {one.time} signed"
         if one.count and one.journal != reading.journal:
             return 1, "the journal is another one than the head is of"
-    extra = reading.count - head.count
-    if extra or reading.torn:
-        what = f"{extra:,} whole lines and {reading.torn:,} bytes"
-        return head.count + 1, (
-            f"{what} come after the signed head: left by a crash (the gate takes them over at its "
-            "next start), being written now, or added by another hand"
-        )
-    return None, None
+    return None
 
 
 def _link_problem(entry: Mapping[str, Any] | None, seq: int, last: str) -> str | None:
@@ -581,11 +654,14 @@ def _with_next(file: Any) -> Iterator[tuple[bytes, bytes]]:
 def _trusted(trusted_key: str | Path | None) -> str:
     if trusted_key is not None:
         return read_public_key(trusted_key)
+    if os.environ.get(KEY_VARIABLE, "").strip():
+        return public_key_text(signing_key())
     own = key_folder() / "audit.pub"
     if not own.exists():
         raise JournalError(
             f"no key to trust: {own} does not exist, because nothing was signed here; pass the "
-            "public key of the gate's installation (its audit.pub) as trusted_key or --key"
+            "public key that the gate signs with (audit.pub of its installation, or the public "
+            f"half of the key in {KEY_VARIABLE}) as trusted_key or --key"
         )
     return read_public_key(own)
 
@@ -609,7 +685,9 @@ def _read_head(path: Path, trusted: str) -> _Head:
     if key != trusted:
         raise JournalError(
             f"{path}: signed by the key {str(key)[:60]}, which is not the trusted one "
-            f"({trusted}); name the right key, or begin another journal if the key was replaced"
+            f"({trusted}); name the right key with --key: that of {KEY_VARIABLE} when the gate "
+            "runs with it, else audit.pub of its installation; or begin another journal if the key "
+            "was replaced"
         )
     whole = canonical_json({**document, "signature": signature}) + b"\n"
     if whole != raw or not _signature_fits(document, signature, trusted):
@@ -734,6 +812,7 @@ __all__ = [
     "SCHEMA",
     "Journal",
     "JournalCheck",
+    "JournalState",
     "Receipt",
     "Recovery",
     "head_path",

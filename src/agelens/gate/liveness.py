@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -73,11 +73,13 @@ class LiveFrame:
         pixels: (H, W, 3) uint8 RGB, upright, not mirrored.
         face: The face, in pixels of the frame.
         seconds: When it was taken, counted from any moment; None when unknown.
+        missed: Frames since the one before that showed no face to compare.
     """
 
     pixels: Pixels
     face: Face
     seconds: float | None = None
+    missed: int = 0
 
 
 # --- cards ----------------------------------------------------------------------------------------
@@ -249,6 +251,9 @@ _FACE_CENTRE: Final = (48, 50)
 _FACE_AXES: Final = (33, 44)
 _COLOURS: Final = 32
 _FINE, _COARSE = 1.5, 3.0
+_DEFOCUS_PX: Final = (0.7, 1.0, 1.5, 2.0, 3.0)
+_SMEAR_PX: Final = (5, 9, 13)
+_SMEAR_DEG: Final = (0, 45, 90, 135)
 
 
 def _face_mask() -> Pixels:
@@ -273,6 +278,7 @@ class _Sight:
         ages: (101,) probabilities.
         female: P(female); NaN when unknown.
         seconds: Of the frame.
+        missed: Frames before it that show nothing.
     """
 
     yaw: float
@@ -286,14 +292,29 @@ class _Sight:
     ages: NDArray[np.float32]
     female: float
     seconds: float | None
+    missed: int
+
+    @property
+    def clear(self) -> bool:
+        """Whether there is an estimate, and so a picture that is good enough for one."""
+        return not math.isnan(self.mean)
 
 
 def _sights(frames: Sequence[LiveFrame]) -> list[_Sight]:
-    """Frames without landmarks are left out: nothing can be compared on them."""
-    return [_sight(frame) for frame in frames if frame.face.landmarks is not None]
+    """Frames without landmarks show nothing to compare, and count as missed."""
+    found: list[_Sight] = []
+    missed = 0
+    for frame in frames:
+        missed += frame.missed
+        if frame.face.landmarks is None:
+            missed += 1
+            continue
+        found.append(_sight(frame, missed))
+        missed = 0
+    return found
 
 
-def _sight(frame: LiveFrame) -> _Sight:
+def _sight(frame: LiveFrame, missed: int) -> _Sight:
     landmarks = frame.face.landmarks
     assert landmarks is not None  # those without are left out
     points = landmarks.astype(np.float64)
@@ -319,6 +340,7 @@ def _sight(frame: LiveFrame) -> _Sight:
         ages=frame.face.age.probabilities,
         female=math.nan if gender is None else gender.female_probability,
         seconds=frame.seconds,
+        missed=missed,
     )
 
 
@@ -344,31 +366,41 @@ class ConsistencyRules:
 
     Attributes:
         min_change: Least unexplained share of a frame's contrast, once the flat picture of the
-            first frame has been moved, scaled and tilted onto it. A photograph with a camera's
-            noise stays under 0.006; a turn of ten degrees or a blink is over 0.012.
+            first frame has been moved, scaled, tilted and blurred onto it. A photograph with a
+            camera's noise stays under 0.006; a turn of twelve degrees or a blink is over 0.012.
+        min_changed: Frames that must show such a change.
         comparisons: Frames that are compared with the first at most.
         max_shades: Difference of two aligned faces (1 - correlation) over which they are two.
         max_colours: Distance (Hellinger) of two faces' colours, times two.
+        max_years: Difference of the expected ages over which a frame is of another person than
+            the first one to the camera, however the head is turned.
         weak_shades: From which difference of shades two weak signs make a change of person.
         weak_colours: The same for the colours.
         weak_proportions: The same for the landmarks' proportions (logarithm).
         weak_years: The same for the expected age.
-        weak_female: The same for P(female).
-        facing_deg: Only frames that face the camera so far are compared as people.
+        weak_female: The same for P(female), which only faces to the camera are compared by: it
+            moves by up to 0.8 when one head turns.
+        facing_deg: Only frames that face the camera so far are compared as people by all signs.
+        step_deg: Turn between two neighbouring frames up to which they are compared so, too.
         tolerated: Share of frames that may look like another person; with few frames none.
+        max_unclear: Share of the turned frames that may be too poor for an estimate.
     """
 
     min_change: float = 0.012
+    min_changed: int = 2
     comparisons: int = 8
     max_shades: float = 0.35
     max_colours: float = 0.40
+    max_years: float = 20.0
     weak_shades: float = 0.20
     weak_colours: float = 0.20
     weak_proportions: float = 0.20
     weak_years: float = 10.0
     weak_female: float = 0.6
     facing_deg: float = 12.0
+    step_deg: float = 8.0
     tolerated: float = 0.1
+    max_unclear: float = 0.5
 
 
 DEFAULT_CONSISTENCY: Final = ConsistencyRules()
@@ -389,50 +421,96 @@ class ConsistencyCheck:
         """What is known of it."""
         return AttackDetectorCard(
             name="agelens-consistency",
-            version="1",
+            version="2",
             summary="passive; the frames are not one flat picture, and show one person",
             limits=(
-                "Stops a still picture, held still or moved, and most changes of person.",
-                "Does not stop a played video, a mask, a mannequin that is moved, or an injected "
-                "stream.",
-                "Somebody who neither blinks nor moves is taken for a picture.",
+                "Stops a still picture, held still, moved or blurred, and most changes of person.",
+                "Does not stop a played video, a picture that something is moved across, a mask, "
+                "a mannequin that is moved, or an injected stream.",
+                "Somebody who does not move is taken for a picture.",
             ),
         )
 
     def check(self, frames: Sequence[LiveFrame], challenge: Challenge | None) -> tuple[Reason, ...]:
         """See ``AttackDetector.check``; the challenge is not looked at."""
-        sights = _sights(frames)
-        if len(sights) < 2:
+        sights, rules = _sights(frames), self.rules
+        clear = [sight for sight in sights if sight.clear]
+        if len(clear) <= rules.min_changed:
             return (
                 Reason("too_few_frames", "too few frames with a face to see a living person in"),
             )
         reasons = []
-        if largest_change(sights, self.rules.comparisons) < self.rules.min_change:
+        if not _is_changing(clear, rules):
             reasons.append(
-                Reason("still_picture", "the face does not move as a living one does; please blink")
+                Reason(
+                    "still_picture",
+                    "the face does not move as a living one does; please turn your head a little",
+                )
             )
-        if _is_exchanged(sights, self.rules):
+        if _is_exchanged(sights, rules):
             reasons.append(Reason("person_changed", "the frames do not all show the same person"))
+        turned = [sight.clear for sight in sights if abs(sight.yaw) > rules.facing_deg]
+        if turned.count(False) > rules.max_unclear * len(turned):
+            reasons.append(
+                Reason("unclear", "the turned face is too blurred or dark to compare; more light")
+            )
         return tuple(reasons)
 
 
-def largest_change(sights: Sequence[_Sight], comparisons: int) -> float:
-    """How far the frames are from one flat picture: 0 when a plane's motion explains them.
+def _is_changing(sights: Sequence[_Sight], rules: ConsistencyRules) -> bool:
+    """Whether enough frames show more than the first one's flat picture, moved and blurred."""
+    rows = np.unique(np.linspace(1, len(sights) - 1, rules.comparisons).round().astype(int))
+    changed = 0
+    for row in rows:
+        changed += not _is_flat(sights[0].fine, sights[row].fine, rules.min_change)
+        if changed >= rules.min_changed:
+            return True
+    return False
 
-    The first face is registered onto each of the others by the homography that fits best (ECC,
-    Evangelidis and Psarakis, PAMI 2008), which takes up every motion of a flat picture, and a
-    change of brightness and contrast; what is left is 1 - the correlation.
 
-    Returns:
-        The largest of the compared frames; 0 when none could be registered.
+def _is_flat(first: NDArray[np.float32], other: NDArray[np.float32], min_change: float) -> bool:
+    """Whether one flat picture explains both, the sharper one blurred as it fits best.
+
+    Pictures that cannot be laid onto each other are taken for flat: nothing is known.
     """
-    rows = np.unique(np.linspace(1, len(sights) - 1, comparisons).round().astype(int))
     mask = _face_mask()
-    rest = (_unexplained(sights[0].fine, sights[row].fine, mask) for row in rows)
-    return max((value for value in rest if math.isfinite(value)), default=0.0)
+    rest = _unexplained(first, other, mask)
+    if not rest >= min_change:
+        return True
+    sharper_first = _detail(first, mask) >= _detail(other, mask)
+    sharper, softer = (first, other) if sharper_first else (other, first)
+    return any(
+        _unexplained(blurred, softer, mask) < min_change for blurred in _blurred_ways(sharper)
+    )
+
+
+def _detail(picture: NDArray[np.float32], mask: Pixels) -> float:
+    edges = cv2.Laplacian(picture, cv2.CV_32F)[mask > 0]
+    return float(edges.var() / max(float(picture[mask > 0].var()), 1e-6))
+
+
+def _blurred_ways(picture: NDArray[np.float32]) -> Iterator[NDArray[np.float32]]:
+    """The picture out of focus, then as a shaken camera smears it."""
+    for sigma in _DEFOCUS_PX:
+        yield cv2.GaussianBlur(picture, (0, 0), sigma).astype(np.float32, copy=False)
+    for length in _SMEAR_PX:
+        for degrees in _SMEAR_DEG:
+            kernel = np.zeros((length, length), np.float32)
+            kernel[length // 2] = 1
+            middle = ((length - 1) / 2, (length - 1) / 2)
+            turn = cv2.getRotationMatrix2D(middle, degrees, 1)
+            line = cv2.warpAffine(kernel, turn, (length, length))
+            smeared = cv2.filter2D(picture, -1, line / line.sum(), borderType=cv2.BORDER_REFLECT)
+            yield smeared.astype(np.float32, copy=False)
 
 
 def _unexplained(first: NDArray[np.float32], other: NDArray[np.float32], mask: Pixels) -> float:
+    """How far two faces are from one flat picture: 0 when a plane's motion explains them.
+
+    The first face is registered onto the other by the homography that fits best (ECC, Evangelidis
+    and Psarakis, PAMI 2008), which takes up every motion of a flat picture, and a change of
+    brightness and contrast; what is left is 1 - the correlation. NaN when none fits.
+    """
     stop = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 60, 1e-5)
     start = np.eye(3, dtype=np.float32)
     try:
@@ -445,29 +523,89 @@ def _unexplained(first: NDArray[np.float32], other: NDArray[np.float32], mask: P
 
 
 def _is_exchanged(sights: Sequence[_Sight], rules: ConsistencyRules) -> bool:
-    facing = [sight for sight in sights if abs(sight.yaw) <= rules.facing_deg]
-    if len(facing) < 2:
-        return False
-    others = [is_another_person(facing[0], sight, rules) for sight in facing[1:]]
-    return sum(others) > rules.tolerated * len(facing)
+    """Whether frames are of another person than the first to the camera, or than their neighbour.
+
+    The neighbours are compared once with the poor frames among them and once without, so that a
+    poor frame between two people hides no change.
+    """
+    clear = [sight for sight in sights if sight.clear]
+    first = _front(clear or sights, rules)
+    facing = [_is_facing(sight, rules) for sight in sights]
+    others = [
+        is_another_turned(first, sight, rules)
+        or (front and _is_facing(first, rules) and is_another_person(first, sight, rules))
+        for sight, front in zip(sights, facing, strict=True)
+    ]
+    for side in (True, False):
+        here = [other for other, front in zip(others, facing, strict=True) if front is side]
+        if sum(here) > rules.tolerated * len(here):
+            return True
+    return _has_break(sights, rules) or _has_break(clear, rules)
+
+
+def _is_facing(sight: _Sight, rules: ConsistencyRules) -> bool:
+    return abs(sight.yaw) <= rules.facing_deg
+
+
+def _front(sights: Sequence[_Sight], rules: ConsistencyRules) -> _Sight:
+    """The first frame to the camera; the one turned least when there is none."""
+    facing = (sight for sight in sights if _is_facing(sight, rules))
+    return next(facing, min(sights, key=lambda sight: abs(sight.yaw)))
+
+
+def _has_break(sights: Sequence[_Sight], rules: ConsistencyRules) -> bool:
+    """Whether the person changes from one frame to the next, and stays changed.
+
+    A single odd frame, such as one with a hand before the face, has neighbours that are alike;
+    such frames are tolerated in their share.
+    """
+
+    def alike(one: int, two: int) -> bool:
+        if not (one >= 0 and two < len(sights)):
+            return False
+        near = abs(sights[two].yaw - sights[one].yaw) <= rules.step_deg
+        return near and not is_another_person(sights[one], sights[two], rules)
+
+    broken = [
+        row
+        for row, (one, two) in enumerate(pairwise(sights))
+        if abs(two.yaw - one.yaw) <= rules.step_deg and is_another_person(one, two, rules)
+    ]
+    if any(not alike(row, row + 2) and not alike(row - 1, row + 1) for row in broken):
+        return True
+    return len(broken) > rules.tolerated * len(sights)
+
+
+def is_another_turned(first: _Sight, other: _Sight, rules: ConsistencyRules) -> bool:
+    """Whether a frame is of another person by the signs that hardly change when a head turns."""
+    # Comparisons with NaN (an abstention) are False: no sign.
+    colours, years = _colour_distance(first, other), abs(first.mean - other.mean)
+    if colours > rules.max_colours or years > rules.max_years:
+        return True
+    return colours > rules.weak_colours and years > rules.weak_years
 
 
 def is_another_person(first: _Sight, other: _Sight, rules: ConsistencyRules) -> bool:
-    """Whether two faces to the camera look like two people: one strong sign, or two weak ones."""
+    """Whether two faces in one pose look like two people: one strong sign, or two weak ones."""
     shades = 1 - float(np.mean(first.shades * other.shades))
-    overlap = float(np.sqrt(first.colours * other.colours).sum())
-    colours = math.sqrt(max(0.0, 1 - overlap))
+    colours = _colour_distance(first, other)
     if shades > rules.max_shades or colours > rules.max_colours:
         return True
+    facing = _is_facing(first, rules) and _is_facing(other, rules)
     # Comparisons with NaN (an abstention, no gender) are False: no sign.
     weak = (
         shades > rules.weak_shades,
         colours > rules.weak_colours,
         float(np.abs(first.proportions - other.proportions).max()) > rules.weak_proportions,
         abs(first.mean - other.mean) > rules.weak_years,
-        abs(first.female - other.female) > rules.weak_female,
+        facing and abs(first.female - other.female) > rules.weak_female,
     )
     return sum(weak) >= 2
+
+
+def _colour_distance(first: _Sight, other: _Sight) -> float:
+    overlap = float(np.sqrt(first.colours * other.colours).sum())
+    return math.sqrt(max(0.0, 1 - overlap))
 
 
 # --- the challenge --------------------------------------------------------------------------------
@@ -482,12 +620,14 @@ class Challenge:
         moves: In this order, each from the start position and back to it.
         issued: When it was drawn.
         expires: An answer after it is refused.
+        drawn: The moves were drawn at random, and not given by somebody.
     """
 
     nonce: str
     moves: tuple[Move, ...]
     issued: datetime
     expires: datetime
+    drawn: bool = True
 
     @property
     def instructions(self) -> tuple[str, ...]:
@@ -553,7 +693,8 @@ class ChallengeRules:
         max_step_scale: Largest growth or shrinking from one frame to the next.
         max_step_shift: Furthest way of the face from one frame to the next, in distances from
             eyes to mouth.
-        max_gap_s: Longest time between two frames, when their times are known.
+        max_gap_s: Longest time between two frames that show the face.
+        every_s: Time from one frame to the next where their times are not given.
         mirrored: The frames are mirrored, as the selfie view of a phone shows them.
     """
 
@@ -568,6 +709,7 @@ class ChallengeRules:
     max_step_scale: float = 1.2
     max_step_shift: float = 0.6
     max_gap_s: float = 0.5
+    every_s: float = 0.1
     mirrored: bool = False
 
 
@@ -667,10 +809,12 @@ def _jump(sights: Sequence[_Sight], rules: ChallengeRules) -> Reason | None:
             or way > rules.max_step_shift
         ):
             return Reason("jump", "the face jumps from one frame to the next; please move slowly")
-        if one.seconds is not None and two.seconds is not None:
+        if one.seconds is None or two.seconds is None:
+            gap = (two.missed + 1) * rules.every_s
+        else:
             gap = two.seconds - one.seconds
-            if not 0 <= gap <= rules.max_gap_s:
-                return Reason("gap", "frames are missing, or not in their order")
+        if not 0 <= gap <= rules.max_gap_s:
+            return Reason("gap", "frames with the face are missing, or not in their order")
     return None
 
 

@@ -22,6 +22,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from agelens.bundle import ModelCard
 from agelens.errors import ArgumentError, MissingExtra
 from agelens.evaluation.bootstrap import (
     DEFAULT_SAMPLES,
@@ -162,11 +163,13 @@ class GateFaces:
         minors: (N,) faces that are surely under the required age, and that the gate would decide
             on.
         adults: (N,) faces that are surely of age, likewise.
+        straddling: (N,) faces whose label is a range on both sides of the required age.
         left_out: Faces that are neither, by the reasons of ``LEFT_OUT``.
     """
 
     minors: Mask
     adults: Mask
+    straddling: Mask
     left_out: Mapping[str, int]
 
     def sides(self, admit: Admit) -> tuple[Mask, Mask]:
@@ -189,6 +192,7 @@ def gate_faces(faces: ScoredFaces, required_age: int) -> GateFaces:
     return GateFaces(
         minors=counted & (faces.age_max < required_age),
         adults=counted & (faces.age_min >= required_age),
+        straddling=straddles,
         left_out={name: int(mask.sum()) for name, mask in zip(LEFT_OUT, reasons, strict=True)},
     )
 
@@ -406,15 +410,17 @@ class Check:
         promise: What was promised, with the figures of the fit.
         bound: Rate that it must not pass.
         found: Rate on these faces.
-        verdict: "below" the bound; "above", but by no more than chance explains; "broken": the
-            whole 95 % interval is over it; "unknown" without faces, or when their group is not
-            labelled.
+        verdict: "below" the bound; "too_few": not over it, on fewer faces than can show a rate
+            under it; "above", but by no more than chance explains; "broken": the whole 95 %
+            interval is over it; "unknown" without faces, or when their group is not labelled.
+        needed: Independent faces that can show a rate under the bound: ``faces_needed``.
     """
 
     promise: Promise
     bound: float
     found: Rate
     verdict: str
+    needed: int
 
     def to_dict(self) -> dict[str, Any]:
         """Wire form."""
@@ -423,6 +429,7 @@ class Check:
             "bound": self.bound,
             "found": self.found.to_dict(),
             "verdict": self.verdict,
+            "needed": self.needed,
         }
 
 
@@ -451,6 +458,7 @@ class GateReport:
         policy: The policy that was measured.
         model: "name@version" of the answers, with ``model_sha256`` and ``card_sha256``.
         data: Files of faces: name, sha256 and rows.
+        datasets: Names of the data sets of these faces, in order.
         counts: Faces under age, of age, and left out by reason; of independent ones.
         decisions: By band of ages and group.
         by_age: Decisions by exact age (single years up to 12 over the required age, then bands).
@@ -477,6 +485,7 @@ class GateReport:
     ages: tuple[AgeFigures, ...]
     price: tuple[TradeOff, ...]
     options: Mapping[str, Any] = field(default_factory=dict)
+    datasets: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -485,6 +494,7 @@ class GateReport:
             "policy": {"sha256": self.policy.sha256, **self.policy.to_table()},
             "model": dict(self.model),
             "data": [dict(one) for one in self.data],
+            "datasets": list(self.datasets),
             "options": dict(self.options),
             "counts": dict(self.counts),
             "decisions": [one.to_dict() for one in self.decisions],
@@ -567,6 +577,7 @@ def measure_gate(
             "card_sha256": faces.provenance.card_sha256,
         },
         data=tuple(asdict(file) for file in faces.provenance.data),
+        datasets=datasets_of(faces),
         options=dict(faces.provenance.options),
         counts=_counts(faces, who),
         decisions=_decisions(faces, who, policy, outcomes, parts, bands),
@@ -579,6 +590,39 @@ def measure_gate(
         ages=_age_figures(faces, policy.required_age, parts, draws),
         price=trade_off(
             faces, policy.rule, policy.required_age, bands, policy.accept_from, policy.admit
+        ),
+    )
+
+
+def datasets_of(faces: ScoredFaces) -> tuple[str, ...]:
+    """Names of the data sets that faces are of, in order."""
+    return tuple(sorted({str(name) for name in faces.dataset.tolist()}))
+
+
+def known_to_the_model(
+    data: Iterable[Mapping[str, Any]], datasets: Iterable[str], card: ModelCard
+) -> tuple[str, ...]:
+    """Sentences on faces that the model's card says it has learned from; empty when none are known.
+
+    Args:
+        data: Files of faces, with name and sha256.
+        datasets: Names of the data sets of these faces.
+        card: Card of the model.
+    """
+    calibrated = {one.sha256 for one in card.calibration.files}
+    trained = {one.name.casefold() for one in card.training_data}
+    return (
+        *(
+            f"{one['name']}: the model was calibrated on this file, so its figures here are too "
+            "good"
+            for one in data
+            if one["sha256"] in calibrated
+        ),
+        *(
+            f"{name}: the model was trained on faces of this data set by its card; if these were "
+            "among them, its figures here are too good"
+            for name in datasets
+            if name.casefold() in trained
         ),
     )
 
@@ -719,7 +763,9 @@ def _checks(
         rows = decided & within(faces, promise.ages) & parts.get(promise.group, none)
         wrong = outcomes == ("accept" if keeps_out else "refuse")
         rate = error_rate(wrong, rows, faces.clusters)
-        checks.append(Check(promise, bound, rate, verdict(rate, bound)))
+        confidence = policy.fit.confidence
+        judged = verdict(rate, bound, confidence)
+        checks.append(Check(promise, bound, rate, judged, faces_needed(bound, confidence)))
     return tuple(checks)
 
 
@@ -734,12 +780,12 @@ def _promised_groups(faces: ScoredFaces, by: Sequence[str]) -> dict[str, Mask]:
     return found
 
 
-def verdict(found: Rate, bound: float) -> str:
-    """How a rate stands to a bound: "below", "above", "broken" or "unknown"; see ``Check``."""
+def verdict(found: Rate, bound: float, confidence: float) -> str:
+    """How a rate stands to a bound: see ``Check``."""
     if not found.faces:
         return "unknown"
     if found.value <= bound:
-        return "below"
+        return "below" if found.faces >= faces_needed(bound, confidence) else "too_few"
     return "broken" if found.interval[0] > bound else "above"
 
 

@@ -10,7 +10,8 @@ operator read.
     dpia.md                  data-protection impact assessment, begun (GDPR Art. 35)
     technical-file.md        technical documentation, begun (EU AI Act, Annex IV)
 
-What only the operator can know is left as a blank that stands out. None of it is legal advice.
+What only the operator can know is left as a blank that stands out. A promise that does not hold on
+the faces of the report is told in all of them, the public ones too. None of it is legal advice.
 """
 
 from __future__ import annotations
@@ -31,21 +32,43 @@ from agelens.evaluation.pages import Chart, Section, Table, check_schema, render
 from agelens.evaluation.plots import Palette, Reading
 from agelens.evaluation.signing import VerifiedAudit
 from agelens.evaluation.tables import BLANK, estimate_text, markdown, per_cent, signed_years, years
-from agelens.gate.fitting import LEFT_OUT_WORDS
-from agelens.gate.measuring import ALL, OLDEST, REPORT_SCHEMA, GateReport, whole_sides
-from agelens.gate.policy import Admit, admitted_words, kept_out_words
+from agelens.gate.fitting import left_out_words
+from agelens.gate.measuring import (
+    ALL,
+    OLDEST,
+    REPORT_SCHEMA,
+    GateReport,
+    known_to_the_model,
+    whole_sides,
+)
+from agelens.gate.policy import (
+    MOST_CHALLENGE_FRAMES,
+    Admit,
+    AuditPart,
+    admitted_words,
+    kept_out_words,
+    reaches_the_age,
+)
 
 Wire = Mapping[str, Any]
 
 _TEMPLATES: Final = Path(__file__).parent / "templates"
 _WORDS: Final = {
     "below": "below the bound",
+    "too_few": "too few to tell",
     "above": "over the bound, but no more than chance explains",
     "broken": "over the bound",
     "unknown": "no such faces",
 }
 _OPTIONAL: Final = ("model", "token", "journal", "refuse_below", "refuse_under_age")
 """Keys that a policy may lack and that the templates ask for."""
+_FALLBACKS: Final = {
+    "on_no_face": "No face",
+    "on_unusable": "A face too poor for an estimate",
+    "on_second_face": "More than one face",
+    "on_failed_liveness": "A check against photographs and videos that is not passed",
+}
+"""What keeps the gate from deciding by age, by the policy's key for it."""
 _FALLBACK_WORDS: Final = {
     "step_up": "another proof is asked for",
     "refuse": "the answer is no",
@@ -84,6 +107,7 @@ def write_paperwork(
     *,
     operator: Operator | None = None,
     audit: VerifiedAudit | None = None,
+    problem: str | None = None,
     card: ModelCard | None = None,
 ) -> tuple[Path, ...]:
     """Write all papers of a measured gate.
@@ -92,7 +116,8 @@ def write_paperwork(
         report: The measurement, or its stored JSON.
         folder: For the six files; each appears when it is complete, or not at all.
         operator: What is known of the operator.
-        audit: The verified audit of the model; None says that there is none.
+        audit: The verified audit of the model; None when there is none, or none that verifies.
+        problem: Why the gate does not open on an audit; None when it does.
         card: Card of the model, for the technical file; None leaves its parts blank.
 
     Raises:
@@ -101,7 +126,7 @@ def write_paperwork(
     """
     wire = report.to_dict() if isinstance(report, GateReport) else report
     check_schema(wire, REPORT_SCHEMA, "gate report")
-    context = _context(wire, operator or Operator(), audit, card)
+    context = _context(wire, operator or Operator(), audit, problem, card)
     texts = {
         "gate-report.json": json.dumps(wire, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         "gate-report.html": render(
@@ -150,12 +175,35 @@ def rule_words(policy: Wire) -> list[str]:
         accept, refuse = policy["challenge_age"], policy.get("refuse_under_age", 0.0)
         what = "the estimated age"
     lines = [f"Accepted when {what} is {accept:g} or more."]
+    others = [words.lower() for key, words in _FALLBACKS.items() if policy.get(key) == "refuse"]
     if refuse:
         lines.append(f"Refused when it is under {refuse:g}.")
         lines.append("In between, another proof of age is asked for.")
+    elif others:
+        lines.append("Otherwise another proof of age is asked for.")
+        lines.append(
+            f"Nobody is refused for the estimate; the answer is no for: {', '.join(others)}."
+        )
     else:
         lines.append("Otherwise another proof of age is asked for; nobody is refused outright.")
     return lines
+
+
+def _refuses(policy: Wire) -> bool:
+    """Whether anything makes the gate say no by itself."""
+    limits = policy.get("refuse_below") or policy.get("refuse_under_age")
+    return bool(limits) or any(policy.get(key) == "refuse" for key in _FALLBACKS)
+
+
+def _frames(policy: Wire) -> str:
+    """How many frames of one person are looked at."""
+    least, most = policy["frames"]["min"], policy["frames"]["max"]
+    if policy["liveness"] == "challenge":
+        return (
+            f"{least} to {MOST_CHALLENGE_FRAMES} frames, all of them for the head turn, and at "
+            f"most {most} for the age"
+        )
+    return f"{least} to {most} frames" if most > 1 else "one frame"
 
 
 def _admit(policy: Wire) -> Admit:
@@ -203,7 +251,11 @@ def _rows(report: Wire, **wanted: Any) -> list[Wire]:
 
 
 def _context(
-    report: Wire, operator: Operator, audit: VerifiedAudit | None, card: ModelCard | None
+    report: Wire,
+    operator: Operator,
+    audit: VerifiedAudit | None,
+    problem: str | None,
+    card: ModelCard | None,
 ) -> dict[str, Any]:
     policy = report["policy"]
     age = policy["required_age"]
@@ -215,22 +267,26 @@ def _context(
         "admitted": _admitted(policy),
         "kept_out": _kept_out(policy),
         "rules": rule_words(policy),
-        "fallbacks": [
-            ("No face", _FALLBACK_WORDS[policy["on_no_face"]]),
-            ("A face too poor for an estimate", _FALLBACK_WORDS[policy["on_unusable"]]),
-            ("More than one face", _FALLBACK_WORDS[policy["on_second_face"]]),
-        ],
+        "fallbacks": [(words, _FALLBACK_WORDS[policy[key]]) for key, words in _FALLBACKS.items()],
+        "refuses": _refuses(policy),
+        "frames": _frames(policy),
         "liveness": _LIVENESS_WORDS[policy["liveness"]],
         "operator": operator,
-        "audit": None if audit is None else _audit(audit),
+        "audit": None if audit is None else _audit(audit, policy),
+        "problem": problem,
+        "shut": _shut_words(policy),
         "override": policy.get("override"),
         "card": card,
         "model": report["model"],
         "data": report["data"],
         "counts": report["counts"],
         "fresh": _is_fresh(report),
-        "left_out": _left_out(report["counts"]),
+        "known": ()
+        if card is None
+        else known_to_the_model(report["data"], report.get("datasets", ()), card),
+        "left_out": left_out_words(report["counts"]),
         "promised": _promised_words(policy),
+        "broken": _broken_words(report),
         "decisions": _decision_table(report, _overall(report)),
         "groups": _group_table(report),
         "by_age": _age_table(report),
@@ -253,20 +309,29 @@ def _is_fresh(report: Wire) -> bool:
     return all(one["sha256"] not in fitted for one in report["data"])
 
 
-def _audit(audit: VerifiedAudit) -> dict[str, str]:
+def _audit(audit: VerifiedAudit, policy: Wire) -> dict[str, str]:
+    until = AuditPart(**policy["audit"]).holds_until(audit.created, audit.expires)
+    sha256 = audit.document.get("policy", {}).get("sha256", "")
     return {
         "policy": audit.policy,
+        "by": f"{audit.policy}" + (f" (SHA-256 {sha256})" if sha256 else ""),
         "verdict": "passed" if audit.passed else "failed",
         "created": f"{audit.created:%Y-%m-%d}",
-        "expires": f"{audit.expires:%Y-%m-%d}",
+        "until": f"{until:%Y-%m-%d}",
         "key": audit.key,
+        "signed": "signed with the key that the policy names"
+        if policy["audit"].get("key")
+        else "signed with a key of the operator's own: it is the operator's word, not that of an "
+        "independent auditor",
     }
 
 
-def _left_out(counts: Wire) -> list[str]:
-    return [
-        f"{counts[name]:,} {words}" for name, words in LEFT_OUT_WORDS.items() if counts.get(name)
-    ]
+def _shut_words(policy: Wire) -> str:
+    """What follows when no audit holds."""
+    override = policy.get("override")
+    if override is None:
+        return "the gate stays shut"
+    return f"the gate opens on the word of {override['name']} only"
 
 
 def _promised_words(policy: Wire) -> list[str]:
@@ -275,11 +340,21 @@ def _promised_words(policy: Wire) -> list[str]:
         return [
             "The limits were set by hand, not fitted: nothing is promised of the rate of errors."
         ]
+    if fit.get("fitted") is None:
+        return [
+            "Nothing is promised of the rate of errors: the fit did not write down which limits it "
+            "found, so nothing shows that these are still the fitted ones. Fit again."
+        ]
     groups = ", ".join(fit["by"])
     bands = dict.fromkeys(
         tuple(one["ages"]) for one in fit["promises"] if one["error"] == "false_acceptance"
     )
-    kinds = " and of those ".join(people(band) for band in bands)
+    covered = {
+        tuple(one["ages"]): one.get("covered") for one in fit["promises"] if one["group"] == ALL
+    }
+    kinds = " and of those ".join(
+        people(band) + _covered_words(band, covered.get(band), policy) for band in bands
+    )
     lines = [
         f"With confidence {fit['confidence']:g}, fewer than {per_cent(fit['max_false_accept'])} % "
         f"of those {kinds} are accepted"
@@ -299,9 +374,38 @@ def _promised_words(policy: Wire) -> list[str]:
     if fit.get("max_false_refuse"):
         lines.append(
             f"With the same confidence, fewer than {per_cent(fit['max_false_refuse'])} % of those "
-            f"{_admitted(policy)}, and of those {people(payers)}, are refused outright."
+            f"{_admitted(policy)}, and of those {people(payers)}, are refused for the estimate."
+        )
+    lines.append(
+        "This is about one try with one usable picture of each person. The gate does not limit how "
+        "often somebody tries: whoever tries again is accepted more often."
+    )
+    correlation = policy["frames"]["correlation"]
+    if correlation < 1:
+        lines.append(
+            f"This gate takes several frames for more than one (frames.correlation is "
+            f"{correlation:g}), and decides on them together: of that nothing is promised."
         )
     return lines
+
+
+def _covered_words(ages: Sequence[int], covered: Sequence[int] | None, policy: Wire) -> str:
+    """What the faces of the fit leave out next to the required age."""
+    if covered is None or reaches_the_age(ages, covered, policy["required_age"]):
+        return ""
+    return f" (the faces of the fit were {people(covered)})"
+
+
+def _broken_words(report: Wire) -> list[str]:
+    """The promises that do not hold on the faces of the report."""
+    return [
+        f"Of those {people(one['promise']['ages'], one['promise']['group'])}, "
+        f"{_rate(one['found'])} % were "
+        + ("accepted" if one["promise"]["error"] == "false_acceptance" else "refused")
+        + f", and the promise is fewer than {per_cent(one['bound'])} %."
+        for one in report["checks"]
+        if one["verdict"] == "broken"
+    ]
 
 
 def _overall(report: Wire) -> list[Wire]:
@@ -353,11 +457,15 @@ def _check_table(report: Wire) -> Table:
     for number, one in enumerate(report["checks"]):
         promise = one["promise"]
         error = "accepted" if promise["error"] == "false_acceptance" else "refused outright"
+        covered = _covered_words(promise["ages"], promise.get("covered"), report["policy"])
+        verdict = _WORDS[one["verdict"]]
+        if one["verdict"] == "too_few":
+            verdict += f": {one['needed']} are needed"
         rows.append(
             (
-                people(promise["ages"], promise["group"]),
+                people(promise["ages"], promise["group"]) + covered,
                 f"{error} under {per_cent(one['bound'])} %",
-                _WORDS[one["verdict"]],
+                verdict,
                 f"{promise['errors']:,} of {promise['faces']:,}",
                 per_cent(promise["upper"]),
                 f"{one['found']['events']:,} of {one['found']['faces']:,}",
@@ -657,7 +765,7 @@ def _facts(report: Wire) -> list[tuple[str, str]]:
             f"{counts['under_age']:,} under {policy['required_age']}, {counts['of_age']:,} of "
             f"{policy['required_age']} or over",
         ),
-        ("Not counted", ", ".join(_left_out(counts)) or BLANK),
+        ("Not counted", ", ".join(left_out_words(counts)) or BLANK),
         (
             "Options",
             ", ".join(f"{name} {value}" for name, value in report["options"].items()) or BLANK,

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,10 +34,15 @@ from agelens.evaluation.signing import canonical_json
 from agelens.results import AGE_COUNT, AgeDistribution
 from agelens.toml import checked_table, parsed_toml, toml_text
 
+if TYPE_CHECKING:
+    from agelens.evaluation.policy import AuditPolicy
+
 SCHEMA: Final = "agelens.gate-policy/1"
 
 LONGEST_NAME: Final = 80
 """Characters of a policy's name."""
+MOST_CHALLENGE_FRAMES: Final = 300
+"""Frames of one answer to a challenge that are looked at."""
 
 Rule = Literal["probability", "challenge"]
 Admit = Literal["over", "under"]
@@ -102,6 +107,9 @@ class AuditPart(_Part):
 
     Attributes:
         required: Whether a passed audit of this model is needed; False only with an override.
+        policy: What the model must have been audited by: the name of a shipped audit policy, or a
+            TOML file relative to the policy's file. An audit by another one, whatever its name,
+            does not hold.
         path: The signed audit, relative to the policy's file.
         max_age_days: Days since the audit was made after which it no longer counts here, however
             long it says it is valid itself.
@@ -110,6 +118,7 @@ class AuditPart(_Part):
     """
 
     required: bool = True
+    policy: str = Field(default="strict", min_length=1)
     path: str = "audit.json"
     max_age_days: int = Field(default=365, ge=1)
     key: str | None = None
@@ -118,6 +127,22 @@ class AuditPart(_Part):
         """``key`` as ``verify_audit`` takes it: a file is relative to the policy's folder."""
         key = self.key
         return key if key is None or key.startswith("ed25519:") else folder / key
+
+    def holds_until(self, created: dt.datetime, expires: dt.datetime) -> dt.datetime:
+        """When an audit stops to open the gate: at its own end, or sooner at ``max_age_days``."""
+        return min(expires, created + dt.timedelta(days=self.max_age_days))
+
+    def audit_policy(self, folder: Path) -> AuditPolicy:
+        """The audit policy that ``policy`` names; a file is relative to the policy's folder.
+
+        Raises:
+            ArgumentError: There is no such policy, or it is none.
+        """
+        from agelens.evaluation.policy import AuditPolicy
+        from agelens.evaluation.policy import shipped_policies as shipped_audit_policies
+
+        shipped = self.policy in shipped_audit_policies()
+        return AuditPolicy.load(self.policy if shipped else folder / self.policy)
 
 
 class OverridePart(_Part):
@@ -200,6 +225,8 @@ class Promise(_Part):
         error: "false_acceptance" (to be kept out, accepted) or "false_refusal" (to be let in,
             refused outright; one who is asked to step up is not refused).
         ages: First and last true age of the people it is about.
+        covered: First and last age in the labels of the faces it stands on; None when the fit did
+            not keep them.
         group: "all", or "COLUMN=VALUE".
         faces: Independent faces it stands on: copies of one picture and faces of one subject
             count once.
@@ -209,6 +236,7 @@ class Promise(_Part):
 
     error: Literal["false_acceptance", "false_refusal"]
     ages: tuple[int, int]
+    covered: tuple[int, int] | None = None
     group: str = "all"
     faces: int = Field(ge=0)
     errors: int = Field(ge=0)
@@ -218,6 +246,24 @@ class Promise(_Part):
     def rate(self) -> float:
         """Observed rate; NaN without faces."""
         return self.errors / self.faces if self.faces else float("nan")
+
+
+class FittedFor(_Part):
+    """What the promise of a fit was made for; with anything else the policy is no policy.
+
+    Attributes:
+        rule: Rule that the limits are of.
+        accept_from: ``GatePolicy.accept_from`` as it was fitted.
+        refuse_under: ``GatePolicy.refuse_under`` as it was fitted.
+        correlation: ``frames.correlation``.
+        model: ``model``.
+    """
+
+    rule: Rule
+    accept_from: float
+    refuse_under: float
+    correlation: Share
+    model: ModelPart
 
 
 class FitPart(_Part):
@@ -240,6 +286,8 @@ class FitPart(_Part):
         promises: The rates behind the promise, overall and by group.
         step_up_rate: Share of those to be let in, in the data, that are asked to step up.
         refusal_rate: Share of those to be let in, in the data, that are refused outright.
+        fitted: What the promise was made for; None in a policy of a version that did not keep it,
+            of which the papers promise nothing.
     """
 
     max_false_accept: float = Field(gt=0, lt=1)
@@ -255,6 +303,7 @@ class FitPart(_Part):
     promises: tuple[Promise, ...] = ()
     step_up_rate: Share | None = None
     refusal_rate: Share | None = None
+    fitted: FittedFor | None = None
 
 
 # --- the policy -----------------------------------------------------------------------------------
@@ -285,7 +334,7 @@ class GatePolicy(_Part):
             active "challenge" as well.
         model: See ``ModelPart``; None in a policy that is not fitted yet.
         audit: See ``AuditPart``.
-        override: See ``OverridePart``.
+        override: See ``OverridePart``; with it ``journal`` is needed.
         fit: See ``FitPart``; None when the limits were set by hand, and nothing is promised.
         token: See ``TokenPart``; None issues none.
         journal: See ``JournalPart``; None keeps none.
@@ -384,15 +433,46 @@ class GatePolicy(_Part):
             )
 
     @model_validator(mode="after")
+    def _unchanged_since_the_fit(self) -> Self:
+        fitted = None if self.fit is None else self.fit.fitted
+        if fitted is None:
+            return self
+        lowest = "refuse_below" if self.rule == "probability" else "refuse_under_age"
+        limit = "threshold" if self.rule == "probability" else "challenge_age"
+        for key, was, now in (
+            ("rule", fitted.rule, self.rule),
+            (limit, fitted.accept_from, self.accept_from),
+            (lowest, fitted.refuse_under, self.refuse_under),
+            ("frames.correlation", fitted.correlation, self.frames.correlation),
+            *(
+                (f"model.{name}", getattr(fitted.model, name), getattr(self.model, name, None))
+                for name in ModelPart.model_fields
+            ),
+        ):
+            if was != now:
+                raise ValueError(
+                    f"{key} was changed after the fit, from {was!r} to {now!r}, so what [fit] "
+                    "promises does not hold; fit again (agelens gate fit MODEL DATA --base POLICY "
+                    "--out POLICY), or remove [fit] and promise nothing"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _audit_or_override(self) -> Self:
         if not self.audit.required and self.override is None:
             raise ValueError(
                 "audit.required = false needs an [override] with text, name and date: who opens "
                 "the gate without an audit, and why"
             )
-        if self.liveness != "none" and self.frames.max < 2:
+        if self.override is not None and self.journal is None:
             raise ValueError(
-                f"liveness = {self.liveness!r} needs several frames, but frames.max is 1"
+                "[override] needs a [journal]: what is decided without a passed audit has to be on "
+                "record; add [journal] with a path"
+            )
+        if self.liveness != "none" and self.frames.max < 3:
+            raise ValueError(
+                f"liveness = {self.liveness!r} needs 3 frames or more, but frames.max is "
+                f"{self.frames.max}"
             )
         return self
 
@@ -413,6 +493,11 @@ class GatePolicy(_Part):
         """The limit under which is refused; 0 refuses nobody outright."""
         limit = self.refuse_below if self.rule == "probability" else self.refuse_under_age
         return 0.0 if limit is None else limit
+
+    @property
+    def most_frames(self) -> int:
+        """Frames of one decision that are looked at, at most."""
+        return MOST_CHALLENGE_FRAMES if self.liveness == "challenge" else self.frames.max
 
     def scores(self, ages: NDArray[np.floating[Any]]) -> NDArray[np.float64]:
         """What the rule compares: P(of the age that is admitted), or the expected age.
@@ -571,6 +656,13 @@ def admitted_words(required_age: int, admit: Admit) -> str:
 def kept_out_words(required_age: int, admit: Admit) -> str:
     """Who is to be kept out: "under 18", "13 or over"."""
     return admitted_words(required_age, "under" if admit == "over" else "over")
+
+
+def reaches_the_age(ages: Sequence[int], covered: Sequence[int], required_age: int) -> bool:
+    """Whether faces of the ages ``covered`` show something of those of ``ages`` who are next to the
+    required age, and not only of those far from it.
+    """
+    return covered[1] >= ages[1] if ages[0] < required_age else covered[0] <= ages[0]
 
 
 def shipped_policies() -> tuple[str, ...]:
