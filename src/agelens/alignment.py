@@ -34,7 +34,7 @@ _BOX_SCALE: Final = 0.78
 _BOX_SHIFT: Final = (0.0, 0.018)
 _PICTURE_SCALE: Final = 0.70
 
-_IN_FACE_PLANE: Final = (0, 1, 3, 4)
+IN_FACE_PLANE: Final[tuple[int, ...]] = (0, 1, 3, 4)
 """Eyes and mouth corners; the nose stands out and moves across the face as the head turns."""
 
 _SHRINK_BELOW: Final = 0.67
@@ -110,7 +110,7 @@ def align(
     points = np.asarray(landmarks, np.float64)
     if points.shape != (5, 2):
         raise ArgumentError(f"landmarks must have shape (5, 2), got {points.shape}")
-    rows = list(_IN_FACE_PLANE)
+    rows = list(IN_FACE_PLANE)
     matrix = similarity_transform(points[rows], spec.landmarks_px[rows])
     return warp(image, matrix, spec.size, spec.fill)
 

@@ -148,8 +148,8 @@ def test_an_added_model_is_listed_shown_and_used_by_name(small: Path, registry: 
     assert "small@2.1" in added.out
     assert str(registry) in in_one_line(added.out)
     assert [line.split()[0] for line in listed.out.splitlines()][1:] == [
-        "agelens-s@1.0",
-        "agelens-s-research@1.0",
+        "agelens-s@1.1",
+        "agelens-s-research@1.1",
         "cc0@1.0",
         "small@2.1",
     ]

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from agelens.alignment import CropSpec, align_box
+from agelens.alignment import CropSpec, align, align_box
 from agelens.data.augmentation import (
     AugmentationSettings,
     Crop,
@@ -27,7 +27,7 @@ def photograph(side: int = 160, seed: int = 0) -> np.ndarray:
 
 
 def test_canonical_crop_is_the_centred_share_of_the_chip() -> None:
-    assert Crop(80, 80, 160 * 1.8 / 2.2) == CANONICAL
+    assert Crop(80, 80, 160 * 1.8 / 2.2, margin=0.4) == CANONICAL
 
 
 def test_canonical_crop_is_what_inference_cuts_from_the_picture() -> None:
@@ -96,6 +96,41 @@ def test_crop_stays_within_its_jitter() -> None:
         assert -most <= values.min() < -0.95 * most
         assert 0.95 * most < values.max() <= most
         assert abs(values.mean()) < 0.1 * most
+
+
+def test_landmarks_that_are_off_move_turn_and_scale_the_crop_as_alignment_does() -> None:
+    """The spread of a least-squares similarity by four points: theirs over their distances."""
+    settings = AugmentationSettings(preset="none", landmarks=0.02)
+    rng = np.random.default_rng(0)
+
+    crops = [CANONICAL.jittered(settings, rng) for _ in range(4000)]
+
+    eyes_and_mouth = np.delete(np.array(CropSpec(112, 0.4).landmarks), 2, axis=0)
+    reach = np.sqrt(((eyes_and_mouth - eyes_and_mouth.mean(axis=0)) ** 2).sum())
+    face = 160 / 2.2
+    scales = np.log([crop.side / CANONICAL.side for crop in crops])
+    angles = np.radians([crop.angle for crop in crops])
+    shifts = np.array([(c.centre_x - 80, c.centre_y - 80) for c in crops]) / face
+    for values, spread in ((scales, 0.02 / reach), (angles, 0.02 / reach), (shifts, 0.02 / 2)):
+        assert values.std() == pytest.approx(spread, rel=0.05)
+        assert abs(values.mean()) < 0.2 * spread
+
+
+def test_crop_of_landmarks_that_are_off_is_what_alignment_by_them_cuts() -> None:
+    picture, seed = photograph(400), 5
+    spec, prepared = CropSpec(90, 0.4), CropSpec(220, 0.6)
+    true = 140 + 120 * np.array(spec.landmarks)
+    chip = align(picture, true, prepared)
+    settings = AugmentationSettings(preset="none", landmarks=0.05)
+
+    cut = augmentation(settings, Crop.canonical(220, 0.6, 0.4), 90, spec.fill)(chip, seed)
+
+    rng = np.random.default_rng(seed)
+    rng.uniform(size=4)
+    found = true.copy()
+    found[[0, 1, 3, 4]] += 120 * rng.normal(0, 0.05, (4, 2))
+    direct, plain = (align(picture, points, spec).astype(int) for points in (found, true))
+    assert np.abs(cut - direct).mean() < 2 < np.abs(cut - plain).mean() / 2
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

@@ -77,6 +77,31 @@ def test_every_face_is_described_once_and_in_order(prepared: Path, tmp_path: Pat
     np.testing.assert_array_equal(first, one)
 
 
+def test_mirrored_descriptions_are_the_mean_over_a_face_and_its_mirror_image(
+    prepared: Path, tmp_path: Path
+) -> None:
+    faces = faces_of(prepared)
+    plain = describe_faces(Colours(), faces, tmp_path / "plain.npz")
+
+    found = describe_faces(Colours(), faces, tmp_path / "mirrored.npz", mirrored=True)
+
+    # In a mirror the left quarters' colours are the right ones'.
+    quarters = plain.reshape(-1, 2, 2, 3)
+    wanted = (quarters + quarters[:, :, ::-1]) / 2
+    np.testing.assert_allclose(found, wanted.reshape(found.shape), atol=2e-3)
+
+
+def test_descriptions_without_mirror_images_are_not_taken_for_those_with(
+    prepared: Path, tmp_path: Path
+) -> None:
+    faces, again, kept = faces_of(prepared), Colours(), tmp_path / "kept.npz"
+    describe_faces(Colours(), faces, kept)
+
+    describe_faces(again, faces, kept, mirrored=True)
+
+    assert again.asked == 2 * len(faces)
+
+
 def test_descriptions_of_another_describer_are_not_taken_up(prepared: Path, tmp_path: Path) -> None:
     faces, other, kept = faces_of(prepared), Colours("other colours"), tmp_path / "kept.npz"
     describe_faces(Colours(), faces, kept)
@@ -206,6 +231,20 @@ def test_judge_answers_for_faces_without_labels() -> None:
 
     right = (said.female > 0.5) == (labels.female == 1)
     assert right[~half].mean() > 0.95
+
+
+def test_several_judges_are_less_surprised_by_the_truth_than_one_of_them_is() -> None:
+    descriptions, labels, ages = faces_with_answers(1500, seed=4)
+
+    several = judge(descriptions, labels, ages, judges=3)
+    each = [judge(descriptions, labels, ages, seed=seed) for seed in range(3)]
+
+    def surprise(female: NDArray[np.float32]) -> float:
+        right = np.where(labels.female == 1, female, 1 - female)
+        return float(-np.log(right).mean())
+
+    assert surprise(several.female) < np.mean([surprise(one.female) for one in each])
+    np.testing.assert_allclose(several.age.sum(axis=1), 1, atol=1e-5)
 
 
 def test_judge_says_the_same_again() -> None:

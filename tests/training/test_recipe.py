@@ -161,6 +161,9 @@ def test_written_toml_reads_back_as_the_same_values(table: dict[str, Any]) -> No
     [
         ({}, "teachers or a describer are needed"),
         ({"teachers": ["cc0"], "describer_judges": True}, "describer_judges needs a describer"),
+        ({"teachers": ["cc0"], "describer_mirrors": True}, "describer_mirrors needs a describer"),
+        ({"describer": "sface", "judges": 3}, "judges = 3 needs describer_judges = true"),
+        ({"describer": "sface", "describer_judges": True, "judges": 0}, "judges"),
         ({"teachers": ["cc0"], "subjects": []}, "subjects"),
     ],
 )

