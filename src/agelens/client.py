@@ -11,7 +11,18 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal, Self, TypedDict, Unpack, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    BinaryIO,
+    Final,
+    Literal,
+    Self,
+    TypedDict,
+    TypeGuard,
+    Unpack,
+    overload,
+)
 
 from agelens.errors import (
     IMAGE_ERROR_CODES,
@@ -20,20 +31,22 @@ from agelens.errors import (
     MissingExtra,
     ServiceError,
 )
+from agelens.images import source_name
 from agelens.results import Analysis, AnalysisError
 
 if TYPE_CHECKING:
     import httpx2
 
 KEY_VARIABLE: Final = "AGELENS_API_KEY"
-Source = str | os.PathLike[str] | bytes
-"""A path, or the bytes of a picture."""
+Source = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO
+"""A path, the bytes of a picture, or a file opened in binary mode, which is read to its end."""
 
 _PICTURES_AT_ONCE: Final = 16
 _BYTES_AT_ONCE: Final = 16 * 1024 * 1024
 _LONGEST_WAIT_S: Final = 30.0
 # Of a gate only what was refused at the door may be asked again: a decision may have been written.
-_AT_THE_DOOR: Final = frozenset({"overloaded", "not_ready"})
+_AT_THE_DOOR: Final = frozenset({"overloaded", "not_ready", "rate_limited"})
+_WHOLE_REQUEST: Final = frozenset({"too_many_images", "body_too_large"})
 
 
 class AnalyzeOptions(TypedDict, total=False):
@@ -127,7 +140,7 @@ class AskedMoves:
 class Client:
     """Asks a service over HTTP; holds connections, so close it or use it in a ``with``.
 
-    Thread-safe. A refusal with 503 is asked again after the time that the service names.
+    Thread-safe. A refusal with 503 or 429 is asked again after the time that the service names.
 
     Example:
         >>> from agelens import Client
@@ -149,7 +162,8 @@ class Client:
             url: Address of the service; https for all but this computer.
             key: API key or token; by default that of the variable AGELENS_API_KEY, if set.
             timeout_s: For one answer.
-            retries: How often to ask again when the service is overloaded or starting.
+            retries: How often to ask again when the service is overloaded or starting, or when
+                one has asked too often.
 
         Raises:
             MissingExtra: Without the ``client`` extra.
@@ -168,6 +182,8 @@ class Client:
         key = os.environ.get(KEY_VARIABLE) if key is None else key
         self._url = url.rstrip("/")
         self._retries = retries
+        self._pictures_at_once = _PICTURES_AT_ONCE
+        self._bytes_at_once = _BYTES_AT_ONCE
         self._http = httpx2.Client(
             base_url=self._url,
             timeout=timeout_s,
@@ -210,62 +226,97 @@ class Client:
         rounded as in files.
 
         Args:
-            source: A path or bytes for one analysis; several of them for a list, in order, sent in
-                as few requests as sensible.
+            source: A path, bytes or a binary file for one analysis; several of them for a list, in
+                order, sent in as few requests as sensible and as the service takes.
             **options: See ``AnalyzeOptions``.
 
         Raises:
+            ArgumentError: A source is none.
             ImageError: The one picture cannot be read; of several, its row has the ``error``.
-            ServiceError: The service refused or failed; ``code`` says why.
+            ServiceError: The service refused or failed; ``code`` says why. Of several pictures,
+                one that the service refuses by itself has the ``error`` in its row.
         """
         given: dict[str, object] = {**options, "distribution": True}
         query = {name: _text(value) for name, value in given.items() if value is not None}
-        if isinstance(source, str | os.PathLike | bytes):
-            (analysis,) = self._analyze([source], query)
+        if _is_one(source):
+            (analysis,) = self._analyze([source], query, in_rows=False)
             if analysis.error is not None:
                 raise _image_error(analysis)
             return analysis
-        return self._analyze(list(source), query)
+        sources: list[Source] = list(source)  # type: ignore[arg-type]
+        return self._analyze(sources, query, in_rows=True)
 
-    def _analyze(self, sources: Sequence[Source], query: Mapping[str, str]) -> list[Analysis]:
+    def _analyze(
+        self, sources: Sequence[Source], query: Mapping[str, str], *, in_rows: bool
+    ) -> list[Analysis]:
         analyses: list[Analysis] = []
         batch: list[tuple[int, bytes]] = []
         for source in sources:
-            name = None if isinstance(source, bytes) else os.fspath(source)
-            analyses.append(Analysis(name, 0, 0))
+            analyses.append(Analysis(source_name(source), 0, 0))
             try:
-                data = source if isinstance(source, bytes) else _read(Path(source))
+                data = _bytes(source)
             except ImageError as error:
                 failed = AnalysisError(error.code, error.message)
                 analyses[-1] = replace(analyses[-1], error=failed)
                 continue
             size = sum(len(other) for _, other in batch)
-            if batch and (len(batch) == _PICTURES_AT_ONCE or size + len(data) > _BYTES_AT_ONCE):
-                self._answer(batch, query, analyses)
+            is_full = len(batch) >= self._pictures_at_once
+            if batch and (is_full or size + len(data) > self._bytes_at_once):
+                self._answer(batch, query, analyses, in_rows=in_rows)
                 batch = []
             batch.append((len(analyses) - 1, data))
         if batch:
-            self._answer(batch, query, analyses)
+            self._answer(batch, query, analyses, in_rows=in_rows)
         return analyses
 
     def _answer(
-        self, batch: Sequence[tuple[int, bytes]], query: Mapping[str, str], into: list[Analysis]
+        self,
+        batch: Sequence[tuple[int, bytes]],
+        query: Mapping[str, str],
+        into: list[Analysis],
+        *,
+        in_rows: bool,
     ) -> None:
+        if not batch:
+            return
         files = [("image", (str(place), data, "application/octet-stream")) for place, data in batch]
-        try:
-            answer = self._ask("POST", "/v1/analyze", params=dict(query), files=files)
-            found = [Analysis.from_dict(wire) for wire in answer["analyses"]]
-        except _Unreadable as refused:
+        answer, told = self._tried("POST", "/v1/analyze", params=dict(query), files=files)
+        code = None if answer.is_success else told["code"]
+        if code in _WHOLE_REQUEST and len(batch) > 1:
+            self._send_less(code, batch)
+            half = len(batch) // 2
+            self._answer(batch[:half], query, into, in_rows=in_rows)
+            self._answer(batch[half:], query, into, in_rows=in_rows)
+            return
+        blamed = _blamed(told, len(batch)) if code is not None and in_rows else None
+        if blamed is not None:
+            row, error = batch[blamed][0], AnalysisError(told["code"], told["detail"])
+            into[row] = replace(into[row], error=error)
+            self._answer([*batch[:blamed], *batch[blamed + 1 :]], query, into, in_rows=in_rows)
+            return
+        if code is None:
+            found = [Analysis.from_dict(wire) for wire in told["analyses"]]
+        elif code == "unreadable_image" and told.get("errors"):
             found = [
                 Analysis(None, 0, 0, (), AnalysisError(row["code"], row["message"]))
-                for row in refused.rows
+                for row in told["errors"]
             ]
+        else:
+            raise _service_error(answer, told)
         if len(found) != len(batch):
             raise ServiceError(
                 "bad_answer", f"{len(batch)} pictures were sent, {len(found)} came back"
             )
         for (place, _), analysis in zip(batch, found, strict=True):
             into[place] = replace(analysis, path=into[place].path)
+
+    def _send_less(self, code: str, batch: Sequence[tuple[int, bytes]]) -> None:
+        """Learn from a refusal, so that the next requests are not refused too."""
+        if code == "too_many_images":
+            self._pictures_at_once = min(self._pictures_at_once, len(batch) // 2)
+        else:
+            size = sum(len(data) for _, data in batch)
+            self._bytes_at_once = min(self._bytes_at_once, size // 2)
 
     def models(self) -> list[ServedModel]:
         """The models of the service, the default one first.
@@ -313,7 +364,8 @@ class Client:
 
         Args:
             policy: Name of the gate's policy.
-            frames: Pictures in the order they were taken; or one path or bytes: a clip.
+            frames: Pictures in the order they were taken; or one path, bytes or binary file: a
+                clip.
             challenge: That of the moves that the person was asked for.
             nonce: Of the party that accepts the token; without it there is no token.
 
@@ -322,7 +374,7 @@ class Client:
             ServiceError: The service refused or failed, or the gate is shut.
         """
         fields = {"policy": policy, "challenge": challenge, "nonce": nonce}
-        clip = isinstance(frames, str | os.PathLike | bytes)
+        clip = _is_one(frames)
         sources: list[Source] = [frames] if clip else list(frames)  # type: ignore[arg-type,list-item]
         part = "clip" if clip else "frame"
         files = [
@@ -364,6 +416,19 @@ class Client:
     def _ask(
         self, method: str, path: str, *, again: frozenset[str] | None = None, **request: Any
     ) -> Any:
+        """What a request is answered with.
+
+        Raises:
+            ServiceError: It is refused.
+        """
+        answer, told = self._tried(method, path, again=again, **request)
+        if not answer.is_success:
+            raise _service_error(answer, told)
+        return told
+
+    def _tried(
+        self, method: str, path: str, *, again: frozenset[str] | None = None, **request: Any
+    ) -> tuple[httpx2.Response, Any]:
         """One request, asked again while the service says when to come back."""
         import httpx2
 
@@ -376,29 +441,40 @@ class Client:
                     f"{self._url}{path}: no answer ({type(error).__name__}); check that the "
                     "service runs and that the address is right",
                 ) from error
-            if answer.is_success:
-                return _json(answer)
-            problem = _json(answer)
-            may_retry = answer.status_code == 503 and (again is None or problem["code"] in again)
+            told = _json(answer)
+            may_retry = answer.status_code in (429, 503) and (
+                again is None or told["code"] in again
+            )
             if not may_retry or tries == self._retries:
                 break
-            time.sleep(_wait_s(answer.headers.get("retry-after")))
-        if problem["code"] == "unreadable_image" and problem.get("errors"):
-            raise _Unreadable(problem["errors"])
-        raise ServiceError(
-            problem["code"],
-            problem["detail"],
-            status=answer.status_code,
-            request_id=problem.get("request_id"),
-        )
+            wait_s = min(_retry_after_s(answer) or 1.0, _LONGEST_WAIT_S)
+            # A little by chance, so that not all come back at once.
+            time.sleep(wait_s * random.uniform(1.0, 1.25))
+        return answer, told
 
 
-class _Unreadable(Exception):
-    """No picture of a request can be read."""
+def _blamed(problem: Mapping[str, Any], pictures: int) -> int | None:
+    """The place of the picture for which alone a request was refused."""
+    if problem["code"] == "body_too_large" and pictures == 1:
+        return 0
+    place = problem.get("index")
+    is_place = isinstance(place, int) and 0 <= place < pictures
+    return place if problem["code"] == "poison" and is_place else None
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        self.rows = rows
-        super().__init__(rows)
+
+def _service_error(answer: httpx2.Response, problem: Mapping[str, Any]) -> ServiceError:
+    return ServiceError(
+        problem["code"],
+        problem["detail"],
+        status=answer.status_code,
+        request_id=problem.get("request_id"),
+        retry_after_s=_retry_after_s(answer),
+    )
+
+
+def _retry_after_s(answer: httpx2.Response) -> float | None:
+    text: str = answer.headers.get("retry-after", "")
+    return float(text) if text.isdigit() else None
 
 
 def _json(answer: httpx2.Response) -> Any:
@@ -416,18 +492,28 @@ def _json(answer: httpx2.Response) -> Any:
     )
 
 
-def _wait_s(retry_after: str | None) -> float:
-    """What the service says, and a little by chance, so that not all come back at once."""
-    seconds = float(retry_after) if retry_after and retry_after.isdigit() else 1.0
-    return min(seconds, _LONGEST_WAIT_S) * random.uniform(1.0, 1.25)
-
-
 def _text(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def _is_one(source: object) -> TypeGuard[Source]:
+    """Whether it is one source; a binary file could also be iterated over, by lines."""
+    is_given = isinstance(source, str | os.PathLike | bytes | bytearray | memoryview)
+    return is_given or hasattr(source, "read")
+
+
 def _bytes(source: Source) -> bytes:
-    return source if isinstance(source, bytes) else _read(Path(source))
+    if isinstance(source, bytes | bytearray | memoryview):
+        return bytes(source)
+    if isinstance(source, str | os.PathLike):
+        return _read(Path(source))
+    found: object = source.read() if hasattr(source, "read") else None
+    if not isinstance(found, bytes):
+        raise ArgumentError(
+            f"a picture can't be sent from {type(source).__name__}; pass a path, bytes, or a file "
+            "opened in binary mode"
+        )
+    return found
 
 
 def _read(path: Path) -> bytes:

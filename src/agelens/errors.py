@@ -165,6 +165,7 @@ class ServiceError(AgeLensError, RuntimeError):
         message: One sentence: what was found, what is expected, what to do.
         status: HTTP status, or None without an answer.
         request_id: The request's id in the service's log, or None.
+        retry_after_s: Seconds after which the service asks to try again, or None.
     """
 
     def __init__(
@@ -174,21 +175,30 @@ class ServiceError(AgeLensError, RuntimeError):
         *,
         status: int | None = None,
         request_id: str | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         self.code = code
         self.message = message
         self.status = status
         self.request_id = request_id
+        self.retry_after_s = retry_after_s
         super().__init__(f"{code}: {message}")
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild_service_error, (self.code, self.message, self.status, self.request_id))
+        members = (self.code, self.message, self.status, self.request_id, self.retry_after_s)
+        return (_rebuild_service_error, members)
 
 
 def _rebuild_service_error(
-    code: str, message: str, status: int | None, request_id: str | None
+    code: str,
+    message: str,
+    status: int | None,
+    request_id: str | None,
+    retry_after_s: float | None,
 ) -> ServiceError:
-    return ServiceError(code, message, status=status, request_id=request_id)
+    return ServiceError(
+        code, message, status=status, request_id=request_id, retry_after_s=retry_after_s
+    )
 
 
 class MissingExtra(AgeLensError, ImportError):

@@ -26,6 +26,8 @@ from agelens.errors import ArgumentError
 
 PREFIX: Final = "AGELENS_"
 MIB: Final = 1024 * 1024
+MOST_IN_A_LIST: Final = 4096
+"""Pictures or frames that a request may list, whatever the settings say."""
 _OTHERS_VARIABLES: Final = frozenset({"AGELENS_HOME", "AGELENS_AUDIT_KEY", "AGELENS_API_KEY"})
 """Variables of the same prefix that other parts read."""
 # Kubernetes gives every container the addresses of services; one may be called agelens.
@@ -44,6 +46,7 @@ def _absolute(path: Path) -> Path:
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_listed)]
 Count = Annotated[int, Field(ge=1)]
+Listed = Annotated[int, Field(ge=1, le=MOST_IN_A_LIST)]
 Seconds = Annotated[float, Field(gt=0, le=3600, allow_inf_nan=False)]
 Location = Annotated[Path, AfterValidator(_absolute)]
 
@@ -86,12 +89,14 @@ class ServerSettings(BaseSettings):
     )
     oidc_scope_claim: str = Field(default="scope", description="Claim that holds the scopes.")
     allowed_hosts: Names = Field(
-        default=(), description="Host names to answer to; default: its own."
+        default=(), description="Host names to answer to; default: its own; * for any, with keys."
     )
     cors_origins: Names = Field(
         default=(), description="Origins of pages elsewhere that may call it."
     )
-    rate_per_minute: Count = Field(default=600, description="Requests a minute for each key.")
+    rate_per_minute: Count = Field(
+        default=600, description="Pictures and other requests a minute for each key."
+    )
     rate_per_address: Count = Field(
         default=1200, description="Requests a minute for each address, with keys."
     )
@@ -109,8 +114,8 @@ class ServerSettings(BaseSettings):
     max_pixels: Count = Field(
         default=50_000_000, description="Largest picture to decode, in pixels."
     )
-    max_images: Count = Field(default=32, description="Pictures of one request.")
-    max_frames: Count = Field(default=300, description="Frames of one gate request.")
+    max_images: Listed = Field(default=32, description="Pictures of one request.")
+    max_frames: Listed = Field(default=300, description="Frames of one gate request.")
     max_clip_seconds: Seconds = Field(default=30.0, description="Length of a clip.")
     max_faces: Count = Field(default=200, description="Faces of one picture.")
     max_header_bytes: int = Field(default=16_384, ge=1024, description="Head of a request.")
@@ -120,7 +125,14 @@ class ServerSettings(BaseSettings):
     body_timeout_s: Seconds = Field(
         default=20.0, description="For the body of a request to arrive."
     )
+    keep_alive_s: Seconds = Field(
+        default=75.0, description="Longest pause on a connection; longer than a proxy's."
+    )
     max_connections: Count = Field(default=1000, description="Connections at a time.")
+    connections_per_address: Count = Field(
+        default=200,
+        description="Connections of one address at a time; proxies and this computer excepted.",
+    )
     max_streams: Count = Field(default=64, description="Open WebSocket streams at a time.")
     streams_per_key: Count = Field(default=8, description="Open streams of one key.")
     stream_frame_bytes: Count = Field(default=4 * MIB, description="Largest frame of a stream.")
@@ -131,7 +143,10 @@ class ServerSettings(BaseSettings):
 
     queue: Count = Field(default=64, description="Pictures waiting for a worker at most.")
     batch: Count = Field(default=16, description="Pictures that a worker takes at a time at most.")
-    deadline_s: Seconds = Field(default=10.0, description="Longest time to an answer.")
+    deadline_s: Seconds = Field(
+        default=10.0,
+        description="Longest time to an answer; also for fetching the pictures of a request.",
+    )
     grace_s: Seconds = Field(default=10.0, description="Longest time from SIGTERM to the end.")
     memory_limit_mb: Annotated[int, Field(ge=256)] = Field(
         default=2048, description="Memory that one worker may take, in MB."
@@ -149,8 +164,10 @@ class ServerSettings(BaseSettings):
     policies: Location | None = Field(
         default=None, description="Folder of the gates' policies NAME.toml."
     )
-    pages: bool = Field(default=True, description="Serve the pages / and /gate.")
-    docs: bool = Field(default=True, description="Serve /docs and /openapi.json.")
+    pages: bool = Field(default=True, description="Serve the pages /, /gate and /docs.")
+    docs: bool = Field(
+        default=True, description="Serve /openapi.json, and /docs where pages are served."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="Least severe lines to log."
     )

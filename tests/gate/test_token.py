@@ -438,14 +438,19 @@ def test_keys_are_the_same_when_they_are_read_again(tmp_path: Path) -> None:
     assert TokenKeys.open(tmp_path).jwks() == keys.jwks()
 
 
-def test_only_the_owner_can_read_the_keys(tmp_path: Path) -> None:
+def test_only_the_owner_and_perhaps_a_group_can_read_the_keys(tmp_path: Path) -> None:
     keys = TokenKeys.create(tmp_path / "k")
 
     for path in (tmp_path / "k").iterdir():
         assert path.stat().st_mode & 0o077 == 0
-    (tmp_path / "k" / f"{keys.signing.kid}.pem").chmod(0o644)
-    with pytest.raises(GateError, match="other users can read"):
-        keys.private_key()
+    private = tmp_path / "k" / f"{keys.signing.kid}.pem"
+    for mode in (0o440, 0o640):  # as Kubernetes and systemd hand them over
+        private.chmod(mode)
+        assert keys.private_key()
+    for mode in (0o644, 0o604, 0o660):
+        private.chmod(mode)
+        with pytest.raises(GateError, match="other users can read"):
+            keys.private_key()
 
 
 def test_the_published_document_has_no_private_half(keys: TokenKeys) -> None:

@@ -1,10 +1,19 @@
 from __future__ import annotations
 
+import io
 import json
 import re
+import resource
+import signal
+import socket
 import time
+from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
+from PIL import Image
 
 from server.conftest import RunningServer, StartServer
 
@@ -127,3 +136,103 @@ def test_the_log_is_json_and_tells_nothing_of_what_was_sent(
     for secret in ("canary", "0.87654", "agelens-s", "female", "127.0.0.1"):
         lines_of_requests = [line for line in text.splitlines() if '"request"' in line]
         assert not any(secret in line for line in lines_of_requests), secret
+
+
+def _until(holds: Callable[[], bool], within_s: float = 30) -> None:
+    end = time.monotonic() + within_s
+    while not holds():
+        assert time.monotonic() < end, "it never came to hold"
+        time.sleep(0.02)
+
+
+def _events(log: Path, name: str) -> list[dict[str, object]]:
+    return [line for line in map(json.loads, log.read_text().splitlines()) if line["event"] == name]
+
+
+def test_a_worker_that_is_lost_is_in_the_log_and_makes_the_service_unready(
+    start_server: StartServer, photo: bytes
+) -> None:
+    started = start_server("--workers", "1")
+    (worker,) = psutil.Process(started.process.pid).children()
+
+    worker.send_signal(signal.SIGKILL)
+
+    _until(lambda: started.get("/readyz").status_code == 503)
+    _until(lambda: len(_events(started.log, "worker_started")) == 2)
+    (lost,) = _events(started.log, "worker_lost")
+    assert (lost["pid"], lost["reason"], lost["status"]) == (worker.pid, "died", -9)
+    assert next(line["pid"] for line in _events(started.log, "worker_started")) == worker.pid
+    started.wait_until_ready()
+
+
+def test_the_reason_for_not_being_ready_is_true(start_server: StartServer) -> None:
+    started = start_server("--workers", "1", ready=False)
+
+    assert started.get("/readyz").json()["detail"] == "the service is loading its models"
+    started.wait_until_ready()
+    (worker,) = psutil.Process(started.process.pid).children()
+    worker.send_signal(signal.SIGKILL)
+    _until(lambda: started.get("/readyz").status_code == 503)
+    assert started.get("/readyz").json()["detail"] == "the service is replacing its workers"
+
+
+def test_every_line_of_standard_error_is_json_and_none_tells_of_a_body(
+    start_server: StartServer,
+) -> None:
+    """What parsers and decoders would print of a broken body or picture."""
+    started = start_server("--workers", "1")
+    kind = {"content-type": "multipart/form-data; boundary=X"}
+    part = b'--X\r\nContent-Disposition: form-data; name="image"\r\n\r\ncanary\r\n--X--\r\n'
+    started.post("/v1/analyze", content=part + b"and canary behind the end", headers=kind)
+    started.post("/v1/analyze", content=b"canary" + part, headers=kind)
+    started.post("/v1/analyze", content=_broken_tiff(), headers={"content-type": "image/tiff"})
+
+    started.stop()
+
+    lines = [json.loads(line) for line in started.log.read_text().splitlines()]
+    assert {line["event"] for line in lines} >= {"ready", "request", "closed"}
+    text = started.log.read_text()
+    assert not any(word in text for word in ("canary", "tempfile", "boundary character"))
+    # Both were said, without their words.
+    assert any(line.get("logger", "").startswith("python_multipart") for line in lines)
+    assert any(line["event"] == "worker_printed" and line["lines"] >= 1 for line in lines)
+
+
+def _broken_tiff() -> bytes:
+    """A TIFF whose compressed strip breaks off, of which libtiff complains on standard error."""
+    file = io.BytesIO()
+    noise = np.random.default_rng(7).integers(0, 255, (120, 160, 3), np.uint8)
+    Image.fromarray(noise).save(file, "TIFF", compression="tiff_lzw")
+    content = bytearray(file.getvalue())
+    middle = len(content) // 2
+    content[middle : middle + 64] = b"\xff" * 64
+    return bytes(content)
+
+
+def test_an_idle_connection_is_kept_as_long_as_the_setting_says(start_server: StartServer) -> None:
+    started = start_server("--workers", "1", "--set", "keep_alive_s=1", ready=False)
+    with socket.create_connection(("127.0.0.1", started.port), timeout=20) as connection:
+        connection.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        received = connection.recv(65536)
+        start = time.monotonic()
+        while connection.recv(65536):
+            pass
+        idle_s = time.monotonic() - start
+
+    assert received.startswith(b"HTTP/1.1 200")
+    assert 0.5 < idle_s < 10
+
+
+def test_the_server_takes_all_open_files_it_may_and_says_when_they_are_few(
+    start_server: StartServer,
+) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))
+    try:
+        started = start_server("--set", "max_connections=2000000000", ready=False)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+    assert psutil.Process(started.process.pid).rlimit(psutil.RLIMIT_NOFILE) == (hard, hard)
+    (warning,) = _events(started.log, "few_open_files")
+    assert (warning["granted"], warning["needed"]) == (hard, 2_000_000_064)

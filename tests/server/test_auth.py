@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import json
 import re
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,11 +24,13 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from starlette.requests import Request
 
 from agelens.errors import ArgumentError
 from agelens.server.app import create_app
 from agelens.server.auth import Authority
 from agelens.server.bearer import BearerVerifier, KeySet, TokenRefused, scopes_of
+from agelens.server.intake import refuse_repeats
 from agelens.server.keys import KeyFile, Scope
 from agelens.settings import ServerSettings
 from command_line import agelens_apart
@@ -630,6 +633,70 @@ def test_there_is_no_default_key(guarded: Guarded) -> None:
 
 
 def test_server_without_keys_does_not_answer_through_a_proxy(server: RunningServer) -> None:
-    for header in ("x-forwarded-for", "forwarded", "x-real-ip", "x-forwarded-host"):
+    for header in ("x-forwarded-for", "forwarded", "x-real-ip", "x-forwarded-proto", "via"):
         answer = server.get("/v1/models", headers={header: "for=192.0.2.1"})
         assert (answer.status_code, answer.json()["code"]) == (401, "unauthorized")
+
+
+def test_server_without_keys_does_not_answer_in_the_http_that_proxies_speak(
+    server: RunningServer,
+) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw:
+        raw.sendall(b"GET /v1/models HTTP/1.0\r\nHost: 127.0.0.1\r\n\r\n")
+        assert b" 401 " in raw.recv(4096).partition(b"\r\n")[0]
+
+
+def test_header_of_another_scheme_is_passed_over(guarded: Guarded) -> None:
+    basic = {"authorization": "Basic YTpi"}
+
+    assert guarded.status("/v1/models", {**basic, "x-api-key": guarded.keys["analyze"]}) == 200
+    assert guarded.status("/v1/models", basic) == 401
+
+
+def test_query_is_looked_at_after_the_key_and_in_no_time(guarded: Guarded) -> None:
+    names = "&".join(f"{n:x}" for n in range(3300))
+    asked = {
+        "twice": "/v1/analyze?flip=true&flip=true",
+        "many": f"/v1/analyze?{names}",
+        "many twice": f"/v1/analyze?{names}&0",
+    }
+    key = {"x-api-key": guarded.keys["analyze"]}
+
+    for path in asked.values():
+        assert guarded.server.post(path, content=b"x").status_code == 401
+    for path in asked.values():
+        start = time.monotonic()
+        answer = guarded.server.post(path, content=b"x", headers=key)
+        assert (answer.status_code, answer.json()["code"]) == (422, "bad_option")
+        assert time.monotonic() - start < 2
+
+
+def test_names_of_a_long_query_are_compared_once_each() -> None:
+    query = "&".join(f"{n:x}" for n in range(3300)).encode()
+    request = Request({"type": "http", "query_string": query, "headers": []})
+
+    start = time.process_time()
+    for _ in range(5):
+        refuse_repeats(request)
+    assert time.process_time() - start < 0.5
+
+
+def test_log_knows_a_caller_by_the_id_of_the_key_or_a_pseudonym(
+    guarded: Guarded, provider: Provider
+) -> None:
+    key = guarded.file.add("logged", [Scope.ANALYZE])
+    shown: dict[str, dict[str, str]] = {
+        "by-key": {"x-api-key": key.text},
+        "by-token": {"authorization": f"Bearer {provider.token()}"},
+        "by-nobody": {},
+    }
+    for name, headers in shown.items():
+        guarded.status("/v1/models", {**headers, "x-request-id": name})
+
+    text = guarded.server.log.read_text()
+    lines = {row["request_id"]: row for row in map(json.loads, text.splitlines()) if "ms" in row}
+    assert lines["by-key"]["caller"] == key.key.id
+    assert lines["by-token"]["caller"].startswith("sub-")
+    assert lines["by-nobody"]["caller"] is None
+    assert key.text not in text
+    assert "anna" not in text

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import json
+import pickle
 import socket
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+from PIL import Image
 
 from agelens import Analysis, Analyzer, Client, ImageError, ServiceError
 from agelens.errors import ArgumentError
@@ -79,6 +85,139 @@ def test_a_problem_is_an_error_with_its_code(client: Client, photo: bytes) -> No
     assert (error.code, error.status) == ("unknown_model", 422)
     assert error.request_id
     assert "agelens-s" in error.message
+
+
+def test_a_service_that_takes_fewer_pictures_gets_fewer(
+    start_server: StartServer,
+) -> None:
+    small = _encoded(Image.new("RGB", (40, 40)))
+    large = _encoded(Image.effect_noise((700, 700), 90))
+    huge = _encoded(Image.effect_noise((1200, 1200), 90))
+    limits = {"max_images": 3, "max_body_bytes": 1_000_000, "max_image_bytes": 1_000_000}
+    started = start_server(
+        *("--workers", "1"),
+        *(part for name, value in limits.items() for part in ("--set", f"{name}={value}")),
+    )
+    sizes = [len(one) for one in (small, large, huge)]
+    assert sizes[0] < 10_000 < 340_000 < sizes[1] < 990_000 < 1_000_000 < sizes[2]
+
+    with Client(started.url) as client:
+        many = client.analyze([small] * 10)
+        heavy = client.analyze([large, large, huge, large, large])
+        with pytest.raises(ServiceError) as refused:
+            client.analyze(huge)
+
+    assert [row.error for row in many] == [None] * 10
+    assert [row.error and row.error.code for row in heavy] == [
+        *(None, None, "body_too_large", None, None)
+    ]
+    assert (refused.value.code, refused.value.status) == ("body_too_large", 413)
+
+
+def _encoded(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_every_kind_of_bytes_is_a_picture(client: Client, faces: Path, photo: bytes) -> None:
+    expected = client.analyze(photo)
+    with (faces / "astronaut.jpg").open("rb") as opened:
+        given: list[Any] = [io.BytesIO(photo), bytearray(photo), memoryview(photo), opened]
+        found = [client.analyze(one) for one in given]
+    again = client.analyze([io.BytesIO(photo), bytearray(photo), faces / "astronaut.jpg"])
+
+    assert [row.faces for row in (*found, *again)] == [expected.faces] * 7
+    assert [row.path for row in found] == [None, None, None, str(faces / "astronaut.jpg")]
+
+
+def test_what_is_no_source_is_told(client: Client) -> None:
+    wrong: list[Any] = [io.StringIO("text"), [3], [None]]
+    for source in wrong:
+        with pytest.raises(ArgumentError, match="binary mode"):
+            client.analyze(source)
+
+
+class _Scripted:
+    """A real HTTP server that refuses as the service does, which real pictures rarely bring about.
+
+    Attributes:
+        asked: Pictures of each request.
+        turned_away: Requests that are still to be answered with 429.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[list[bytes]] = []
+        self.turned_away = 0
+        script = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                boundary = self.headers["Content-Type"].partition("boundary=")[2].encode()
+                parts = [part for part in body.split(b"--" + boundary) if b"\r\n\r\n" in part]
+                pictures = [part.partition(b"\r\n\r\n")[2][:-2] for part in parts]
+                script.asked.append(pictures)
+                if script.turned_away:
+                    script.turned_away -= 1
+                    self._answer(429, {"code": "rate_limited", "detail": "later"})
+                elif b"poison" in pictures:
+                    place = pictures.index(b"poison")
+                    self._answer(422, {"code": "poison", "detail": "it kills", "index": place})
+                else:
+                    row = Analysis(None, 1, 1, (), None, "m@1").to_dict()
+                    self._answer(200, {"analyses": [row] * len(pictures)})
+
+            def _answer(self, status: int, answer: dict[str, Any]) -> None:
+                content = json.dumps(answer).encode()
+                self.send_response(status)
+                self.send_header("content-type", "application/json")
+                self.send_header("content-length", str(len(content)))
+                if status == 429:
+                    self.send_header("retry-after", "1")
+                self.end_headers()
+                self.wfile.write(content)
+
+            def log_message(self, format: str, *args: Any) -> None:
+                pass
+
+        self.server = HTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+
+
+@pytest.fixture
+def scripted() -> Iterator[_Scripted]:
+    found = _Scripted()
+    thread = threading.Thread(target=found.server.serve_forever, args=(0.02,), daemon=True)
+    thread.start()
+    yield found
+    found.server.shutdown()
+    found.server.server_close()
+    thread.join()
+
+
+def test_a_picture_that_kills_workers_is_one_row_and_not_the_end(scripted: _Scripted) -> None:
+    with Client(scripted.url) as client:
+        found = client.analyze([b"a", b"poison", b"b", b"poison"])
+        with pytest.raises(ServiceError) as refused:
+            client.analyze(b"poison")
+
+    assert [row.error and row.error.code for row in found] == [None, "poison", None, "poison"]
+    assert scripted.asked[2] == [b"a", b"b"]
+    assert (refused.value.code, refused.value.status) == ("poison", 422)
+
+
+def test_who_asked_too_often_asks_again_when_told_to(scripted: _Scripted) -> None:
+    scripted.turned_away = 1
+    with Client(scripted.url) as patient:
+        assert patient.analyze(b"a").ok
+    scripted.turned_away = 1
+    with Client(scripted.url, retries=0) as hasty, pytest.raises(ServiceError) as refused:
+        hasty.analyze(b"a")
+
+    assert len(scripted.asked) == 3
+    assert (refused.value.code, refused.value.retry_after_s) == ("rate_limited", 1.0)
+    assert pickle.loads(pickle.dumps(refused.value)).retry_after_s == 1.0
 
 
 def test_models_and_health(client: Client) -> None:

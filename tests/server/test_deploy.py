@@ -105,6 +105,34 @@ def test_settings_file_of_the_unit_is_one(tmp_path: Path) -> None:
     assert set(tomllib.loads((DEPLOY / "serve.toml").read_text())) <= set(settings.model_fields_set)
 
 
+def _bytes(text: str) -> int:
+    number, unit = re.fullmatch(r"([0-9]+)([MGmg])i?", text).groups()  # type: ignore[union-attr]
+    return int(number) * {"m": 1024**2, "g": 1024**3}[unit.lower()]
+
+
+def test_workers_and_front_fit_into_the_memory_of_each_deployment() -> None:
+    """A body of JSON takes four times its size while it is read."""
+    container = _manifest()["Deployment"]["spec"]["template"]["spec"]["containers"][0]
+    service = _compose()["services"]["agelens"]
+    given: list[tuple[dict[str, Any], str]] = [
+        (
+            tomllib.loads((DEPLOY / "serve.toml").read_text()),
+            _options((DEPLOY / "agelens.service").read_text())["MemoryMax"],
+        ),
+        (service["environment"], service["mem_limit"]),
+        (
+            {row["name"]: row["value"] for row in container["env"]},
+            container["resources"]["limits"]["memory"],
+        ),
+    ]
+
+    for values, limit in given:
+        named = {name.removeprefix("AGELENS_").lower(): value for name, value in values.items()}
+        workers = int(named["workers"]) * int(named["memory_limit_mb"]) * 1_000_000
+        front = 4 * ServerSettings.load().max_bodies_bytes + 150_000_000
+        assert workers + front <= _bytes(limit)
+
+
 # --- the image ------------------------------------------------------------------------------------
 
 

@@ -213,6 +213,60 @@ def test_picture_that_trickles_in_is_given_up_in_time(origin: Origin) -> None:
     assert time.monotonic() - start < 2
 
 
+def test_pictures_of_a_request_are_fetched_at_the_same_time(origin: Origin) -> None:
+    origin.body, origin.pause_s = [b"x"] * 4, 0.1
+    urls = [f"http://pics.test:{origin.port}/{n}" for n in range(8)]
+    counted: list[int] = []
+
+    start = time.monotonic()
+    found = asyncio.run(own(origin.port).fetch_all(urls, within_s=5, count=counted.append))
+
+    assert time.monotonic() - start < 8 * 0.4
+    assert found == [b"xxxx"] * 8
+    assert sum(counted) == 32
+
+
+def test_slow_pictures_together_take_no_longer_than_the_request_has(origin: Origin) -> None:
+    origin.body, origin.pause_s = [b"x"] * 100, 0.1
+    urls = [f"http://pics.test:{origin.port}/{n}" for n in range(32)]
+
+    start = time.monotonic()
+    found = asyncio.run(own(origin.port).fetch_all(urls, within_s=1))
+
+    assert time.monotonic() - start < 3
+    assert [isinstance(one, Problem) and one.code for one in found] == ["fetch_failed"] * 32
+
+
+def test_waiting_for_ones_turn_is_not_the_other_sides_fault(origin: Origin) -> None:
+    origin.body, origin.pause_s = [b"x"] * 20, 0.1
+    url = f"http://pics.test:{origin.port}/"
+
+    async def story() -> Problem:
+        fetcher = own(origin.port)
+        busy = [asyncio.create_task(fetcher.fetch(url)) for _ in range(16)]
+        await asyncio.sleep(0.2)
+        with pytest.raises(Problem) as refused:
+            await fetcher.fetch_all([url], within_s=0.3)
+        assert await asyncio.gather(*busy) == [b"x" * 20] * 16
+        return refused.value
+
+    problem = asyncio.run(story())
+    assert (problem.status, problem.code) == (503, "overloaded")
+    assert problem.headers["retry-after"] == "1"
+
+
+def test_what_counts_the_bytes_may_end_the_transfer(origin: Origin) -> None:
+    origin.body = [b"x" * 1000] * 5
+
+    def count(size: int) -> None:
+        raise Problem(413, "body_too_large", "enough")
+
+    url = f"http://pics.test:{origin.port}/"
+    with pytest.raises(Problem) as refused:
+        asyncio.run(own(origin.port).fetch_all([url], within_s=5, count=count))
+    assert refused.value.code == "body_too_large"
+
+
 def test_nobody_listening_is_a_failure_and_no_crash() -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

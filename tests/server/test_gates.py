@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import shutil
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,10 +17,12 @@ from typing import Any
 
 import cv2
 import httpx2
+import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
-from agelens import Analyzer
+from agelens import Analyzer, Client, ServiceError
 from agelens.errors import ArgumentError
 from agelens.gate.decision import Gate, look
 from agelens.gate.journal import verify_journal
@@ -30,7 +33,7 @@ from agelens.settings import ServerSettings
 from command_line import agelens
 from gate.heads import Pixels, Pose, noisy, poses, seen, video
 from gate.papers import OVERRIDE, policy_for, write_audit
-from server.conftest import RunningServer, close, launch
+from server.conftest import RunningServer, StartServer, close, launch
 
 FACES = Path(__file__).parents[1] / "faces"
 ADULT, OLDER, GROUP = (FACES / f"{name}.jpg" for name in ("astronaut", "hopper", "group"))
@@ -139,7 +142,7 @@ def by_the_command(folder: Path, policy: str, *paths: Path) -> dict[str, Any]:
     return found
 
 
-PER_DECISION = ("id", "time", "token")
+PER_DECISION = ("id", "time", "token", "trial")
 
 
 def lasting(decision: dict[str, Any]) -> dict[str, Any]:
@@ -485,3 +488,75 @@ def test_a_challenge_is_answered_when_the_frames_are_there(
             decision = gate.decide_on(seen_frames, challenge=drawn, received=received)
             assert decision.reasons[0].code == code
             assert gate.waiting(drawn.nonce) is None
+
+
+# --- from Python ----------------------------------------------------------------------------------
+
+
+def test_client_gets_the_decision_and_the_token(site: Site) -> None:
+    picture = ADULT.read_bytes()
+    with Client(site.server.url, key=site.keys["gate"]) as client:
+        rows = {row["name"]: row for row in client.policies()}
+        plain = client.gate("door", [ADULT, io.BytesIO(picture), bytearray(picture)])
+        signed = client.gate("door", [picture], nonce="n-1")
+        with pytest.raises(ServiceError) as shut:
+            client.gate("unaudited", [picture])
+
+    assert rows["door"]["open"] is True
+    assert lasting(dict(plain.wire)) == lasting(site.decide("door", [picture] * 3))
+    assert (plain.outcome, plain.accepted, plain.token) == ("accept", True, None)
+    assert plain.reasons == tuple(reason["text"] for reason in plain.wire["reasons"])
+    assert signed.token is not None
+    keys = TokenKeys.open(site.policies / "gate-keys").jwks()
+    with ReplayCache() as replays:
+        verifier = TokenVerifier(keys, issuer=ISSUER, audience=AUDIENCE, replays=replays)
+        assert verifier.verify(signed.token, nonce="n-1", at_least=18).over == 18
+    refusal = shut.value
+    assert (refusal.code, refusal.status, refusal.retry_after_s) == ("gate_shut", 503, 300)
+
+
+def test_client_sends_a_clip(site: Site, tmp_path: Path) -> None:
+    frames = [noisy(seen("astronaut", Pose(3.0 * row)), row) for row in range(8)]
+    clip = recording(tmp_path / "clip.mp4", frames)
+
+    with Client(site.server.url, key=site.keys["gate"]) as client, clip.open("rb") as opened:
+        answers = [client.gate("steady", one) for one in (clip, clip.read_bytes(), opened)]
+
+    assert [(answer.outcome, answer.wire["frames"]) for answer in answers] == [("accept", 4)] * 3
+
+
+def test_client_asks_for_moves_and_shows_them_once(site: Site) -> None:
+    with Client(site.server.url, key=site.keys["gate"]) as client:
+        asked = client.challenge("moves")
+        frames = [jpeg(frame) for frame in video("astronaut", poses(list(asked.moves)))]
+        first, again = (client.gate("moves", frames, challenge=asked.challenge) for _ in range(2))
+
+    assert len(asked.moves) == 3
+    assert asked.expires > datetime.now(UTC)
+    assert first.wire["frames"] == len(frames)
+    assert again.outcome != "accept"
+    assert again.wire["reasons"][0]["code"] != first.wire["reasons"][0]["code"]
+
+
+def test_frames_have_their_time_on_a_machine_that_has_other_work(
+    start_server: StartServer, analyzer: Analyzer, tmp_path: Path
+) -> None:
+    policies = tmp_path / "policies"
+    policies.mkdir()
+    write_policies(policies, analyzer)
+    picture = Image.open(ADULT).convert("RGB").resize((640, 640))
+    body = {"policy": "moves", "frames": [encoded(jpeg(np.asarray(picture)))] * 20}
+    started = start_server(
+        *("--workers", "1", "--set", f"policies={policies}", "--set", "deadline_s=1")
+    )
+    (worker,) = psutil.Process(started.process.pid).children()
+
+    # For four seconds others have the processor.
+    worker.suspend()
+    later = threading.Timer(4, worker.resume)
+    later.start()
+    answer = started.post("/v1/gate", json=body)
+    later.join()
+
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["frames"] == 20

@@ -133,6 +133,15 @@ def test_listed_name_that_is_none_ends_the_start(name: str) -> None:
         create_app(ServerSettings.load(allowed_hosts=(name,)))
 
 
+def test_any_name_is_served_with_keys_only(tmp_path: Path) -> None:
+    keys = tmp_path / "keys.toml"
+    KeyFile(keys).add("a", [Scope.ANALYZE])
+
+    with pytest.raises(ArgumentError, match=r"allowed_hosts \*.*--keys"):
+        create_app(ServerSettings.load(allowed_hosts=("age.example", "*")))
+    create_app(ServerSettings.load(allowed_hosts=("*",), keys=keys))
+
+
 # --- pages of other sites -------------------------------------------------------------------------
 
 ELSEWHERE = {

@@ -33,12 +33,14 @@ class Bad:
         content: The body.
         kind: Its content type.
         may_be_read: True when a picture may be left of it.
+        path: Where it is sent.
     """
 
     name: str
     content: bytes
     kind: str = "image/jpeg"
     may_be_read: bool = False
+    path: str = "/v1/analyze"
 
 
 def _zip(name: str, data: bytes) -> bytes:
@@ -115,6 +117,22 @@ def _json_bodies() -> list[Bad]:
     return [Bad(f"json {text[:60]!r}", text, "application/json") for text in texts]
 
 
+def _many_faults() -> list[Bad]:
+    """Small texts that each hold very many faults, each of which costs to find and to tell."""
+    millions = [
+        b'{"%s": [' + item + (b"," + item) * 1_000_000 + b"]}"
+        for item in (b"1", b"{}", b'""', b"[]")
+    ]
+    thousands = [b'{"%s": [' + item + (b"," + item) * 60_000 + b"]}" for item in (b"1", b"{}")]
+    keys = b",".join(b'"k%d":1' % n for n in range(60_000))
+    texts = [*millions, *thousands, b'{"%s": [{' + keys + b"}]}", b"{" + keys + b',"%s": []}']
+    return [
+        Bad(f"{path} {row}", text % name, "application/json", path=path)
+        for path, name in (("/v1/analyze", b"images"), ("/v1/gate", b"frames"))
+        for row, text in enumerate(texts)
+    ]
+
+
 def _forms() -> list[Bad]:
     kind = "multipart/form-data; boundary=b"
     part = b'--b\r\nContent-Disposition: form-data; name="image"; filename="'
@@ -140,7 +158,7 @@ def test_two_hundred_bad_bodies_do_no_harm(
     start_server: StartServer, faces: Path, photo: bytes
 ) -> None:
     started = start_server("--workers", "1", "--set", "memory_limit_mb=1200")
-    bodies = [*_pictures(faces / "hopper.jpg"), *_json_bodies(), *_forms()]
+    bodies = [*_pictures(faces / "hopper.jpg"), *_json_bodies(), *_forms(), *_many_faults()]
     random.Random(3).shuffle(bodies)
     front = psutil.Process(started.process.pid)
     workers = front.children()
@@ -164,7 +182,7 @@ def test_two_hundred_bad_bodies_do_no_harm(
 def _check(client: httpx2.Client, bad: Bad) -> None:
     """Send it; it must be refused, in words and in time."""
     start = time.monotonic()
-    answer = client.post("/v1/analyze", content=bad.content, headers={"content-type": bad.kind})
+    answer = client.post(bad.path, content=bad.content, headers={"content-type": bad.kind})
     took = time.monotonic() - start
 
     assert took < LONGEST_S, f"{bad.name} took {took:.1f} s"
@@ -173,6 +191,24 @@ def _check(client: httpx2.Client, bad: Bad) -> None:
     assert answer.status_code in (400, 403, 413, 415, 422), f"{bad.name}: {answer.text}"
     assert answer.headers["content-type"] == "application/problem+json", bad.name
     assert answer.json()["status"] == answer.status_code, bad.name
+
+
+def test_a_list_of_a_million_faults_holds_up_nobody(server: RunningServer) -> None:
+    body = Bad("ones", b'{"images": [' + b"1," * 1_000_000 + b"1]}", "application/json")
+
+    start = time.monotonic()
+    answer = server.post(body.path, content=body.content, headers={"content-type": body.kind})
+    took = time.monotonic() - start
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "bad_json")
+    assert took < 3
+    assert len(answer.content) < 2000
+
+
+def test_a_list_over_every_limit_is_too_many_images(server: RunningServer) -> None:
+    for count in (33, 5000):
+        answer = server.post("/v1/analyze", json={"images": [{"base64": "AAAA"}] * count})
+        assert (answer.status_code, answer.json()["code"]) == (422, "too_many_images")
 
 
 def _peak_mb(process: psutil.Process) -> float:

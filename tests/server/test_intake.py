@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import io
 import json
 import os
 import re
@@ -11,12 +13,16 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
+import uvicorn
+from PIL import Image
 
+from agelens.server.protocol import ConnectionLimits, LimitedProtocol
 from server.conftest import RunningServer, close, launch
 
 MIB = 1024 * 1024
@@ -434,7 +440,9 @@ def test_a_client_that_leaves_in_the_middle_harms_nobody(strict: RunningServer) 
 
 
 def test_work_for_a_client_that_left_is_dropped(strict: RunningServer, photo: bytes) -> None:
-    head, body = _multipart(*([_PART + photo] * 32))
+    large = io.BytesIO()
+    Image.open(io.BytesIO(photo)).resize((3000, 3000)).save(large, "JPEG", quality=60)
+    head, body = _multipart(*([_PART + large.getvalue()] * 32))
     before = strict.log.read_text().count('"client_gone"')
     connection = _connect(strict)
     connection.sendall(head.encode() + b"\r\n" + body)
@@ -446,6 +454,59 @@ def test_work_for_a_client_that_left_is_dropped(strict: RunningServer, photo: by
         time.sleep(0.1)
     assert strict.log.read_text().count('"client_gone"') == before + 1
     assert 'agelens_tasks_unfinished_total{reason="abandoned"}' in strict.get("/metrics").text
+
+
+@dataclass(frozen=True)
+class Small:
+    """A server in this process that takes three connections of an address."""
+
+    port: int
+    limits: ConnectionLimits
+
+
+@pytest.fixture(params=[False, True], ids=["clients", "proxy"])
+def small(request: pytest.FixtureRequest) -> Iterator[Small]:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    limits = ConnectionLimits(100, 8192, 10, 10, 10, 3, lambda _: request.param)
+    protocol = partial(LimitedProtocol, limits=limits, refused=lambda *_: None)
+    config = uvicorn.Config(
+        app, http=cast("type[asyncio.Protocol]", protocol), log_config=None, lifespan="off"
+    )
+    server = uvicorn.Server(config)
+    listener = socket.create_server(("127.0.0.1", 0))
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    yield Small(listener.getsockname()[1], limits)
+    server.should_exit = True
+    thread.join(20)
+
+
+def test_one_address_cannot_take_all_connections_unless_it_is_a_proxys(small: Small) -> None:
+    get = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    is_proxy = small.limits.is_shared("127.0.0.1")
+
+    def ask() -> tuple[socket.socket, Raw]:
+        connection = socket.create_connection(("127.0.0.1", small.port), timeout=10)
+        connection.sendall(get)
+        return connection, _answer(connection)
+
+    held = [ask() for _ in range(5)]
+    assert [raw.status for _, raw in held] == [204] * 5 if is_proxy else [204] * 3 + [503] * 2
+    if not is_proxy:
+        assert held[-1][1].problem["code"] == "overloaded"
+        assert held[-1][1].headers["retry-after"] == "1"
+    for connection, _ in held:
+        connection.close()
+    end = time.monotonic() + 10
+    while small.limits.open and time.monotonic() < end:
+        time.sleep(0.05)
+    assert not small.limits.open
+    connection, raw = ask()
+    connection.close()
+    assert raw.status == 204
 
 
 def test_requests_in_one_packet_are_answered_in_order(strict: RunningServer) -> None:

@@ -9,6 +9,8 @@ import re
 import stat
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -268,6 +270,37 @@ def test_file_that_turns_unreadable_keeps_the_last_good_keys(
     later = file.add("b", [Scope.ANALYZE])
     assert ring.find(later.text) == later.key
     assert len(problems) == 1
+
+
+@contextmanager
+def _no_file_can_be_opened() -> Iterator[None]:
+    import resource  # not on Windows, where files have no modes either
+
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    lowest_free = os.open(os.devnull, os.O_RDONLY)
+    os.close(lowest_free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (lowest_free, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def test_revocation_counts_though_the_file_could_not_be_opened_at_first(
+    path: Path, file: KeyFile
+) -> None:
+    problems: list[str] = []
+    made = file.add("a", [Scope.ANALYZE])
+    ring = KeyRing(path, problems.append)
+    file.revoke("a")
+    with _no_file_can_be_opened():
+        before = [ring.find(made.text) for _ in range(3)]
+
+    assert before == [made.key] * 3
+    assert len(problems) == 1
+    found = ring.find(made.text)
+    assert found is not None
+    assert found.state(NOON) == "revoked"
 
 
 # --- the commands ---------------------------------------------------------------------------------

@@ -61,6 +61,21 @@ def test_verdict_tells_what_is_left_and_when_to_come_back() -> None:
     assert window.hit("a").admitted
 
 
+def test_what_weighs_more_may_overdraw_once_and_is_paid_for() -> None:
+    clock = Hand()
+    window = MovingWindow("key", 10, 60, clock=clock)
+    assert window.hit("a").admitted
+    many = window.add("a", 31)
+    assert (many.admitted, many.remaining) == (True, 0)
+    assert not window.hit("a").admitted
+    assert not window.add("a", 1).admitted
+    clock.now += 59
+    late = window.hit("a")
+    assert (late.admitted, late.headers["retry-after"]) == (False, "1")
+    clock.now += 1
+    assert window.hit("a").remaining == 9
+
+
 def test_one_who_is_over_the_limit_takes_nothing_from_another() -> None:
     window = MovingWindow("key", 3, clock=Hand())
     for _ in range(50):
@@ -171,3 +186,20 @@ def test_forwarded_address_of_an_untrusted_client_is_not_believed(
         for i in range(6)
     ]
     assert statuses == [200] * 3 + [429] * 3
+
+
+def test_each_picture_of_a_request_counts(limited: Limited) -> None:
+    key = limited.key("many")
+    files = [("image", (f"{n}", b"x", "image/jpeg")) for n in range(15)]
+
+    def post(address: str) -> httpx2.Response:
+        headers = {"x-api-key": key, "x-forwarded-for": address}
+        return limited.client.post("/v1/analyze", files=files, headers=headers)
+
+    first, second, third = post("203.0.114.1"), post("203.0.114.2"), post("203.0.114.3")
+
+    assert first.headers["ratelimit"].startswith('"key";r=5;')
+    assert second.headers["ratelimit"].startswith('"key";r=0;')
+    assert 429 not in (first.status_code, second.status_code)
+    assert third.status_code == 429
+    assert limited.get(key, "203.0.114.4").status_code == 429

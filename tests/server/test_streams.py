@@ -8,6 +8,7 @@ import io
 import json
 import random
 import socket
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping
@@ -298,6 +299,21 @@ def test_a_key_that_is_revoked_ends_its_streams(closed: Closed, photo: bytes) ->
     assert said["code"] == "unauthorized"
 
 
+def test_a_key_that_loses_its_scope_ends_its_streams(closed: Closed, photo: bytes) -> None:
+    made = closed.ring.add("moved", [Scope.ANALYZE])
+    whole = closed.ring.path.read_text()
+    head, mine = whole.split(made.key.id)
+    assert mine.count('"analyze"') == 1
+
+    with streaming(address(closed.server), key=made.text) as stream:
+        closed.ring.path.write_text(head + made.key.id + mine.replace('"analyze"', '"gate"'))
+        said = asked(stream, photo)
+        while said["type"] == "result":
+            said = asked(stream, photo)
+
+    assert said["code"] == "forbidden"
+
+
 def test_a_frame_over_the_limit_ends_the_stream(closed: Closed) -> None:
     with streaming(address(closed.server), key=closed.keys["analyze"]) as stream:
         stream.send(b"\xff\xd8" + bytes(300_000))
@@ -466,7 +482,7 @@ def test_2000_malformed_messages_are_each_answered_and_leave_no_task(inside: Ins
     assert set(answers) == {"bad_message", "bad_option"}
     assert inside.settled(before)
     assert inside.app.state.streams.open.total() == 0
-    assert inside.app.state.streams.greeting.total() == 0
+    assert inside.app.state.streams.greeting == {}
 
 
 def test_50_clients_that_vanish_leave_no_task_and_no_stream(inside: Inside, photo: bytes) -> None:
@@ -507,7 +523,7 @@ def test_bytes_that_are_no_websocket_leave_nothing(inside: Inside) -> None:
             raw.sendall(rng.randbytes(64))
 
     assert inside.settled(before)
-    assert inside.app.state.streams.greeting.total() == 0
+    assert inside.app.state.streams.greeting == {}
 
 
 def test_too_many_connections_without_a_hello_are_refused(inside: Inside) -> None:
@@ -518,5 +534,26 @@ def test_too_many_connections_without_a_hello_are_refused(inside: Inside) -> Non
         with pytest.raises(InvalidStatus) as refused, connect(url):
             pass
 
-    assert refused.value.response.status_code == 403
+    assert refused.value.response.status_code == 503
+    assert refused.value.response.headers["retry-after"] == "1"
+    assert json.loads(refused.value.response.body or b"")["code"] == "overloaded"
+    assert inside.settled(1 << 10)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have one loopback address")
+def test_a_few_who_say_nothing_do_not_keep_out_another(inside: Inside) -> None:
+    url = f"ws://127.0.0.1:{inside.port}/v1/stream"
+    with contextlib.ExitStack() as held:
+        silent = [
+            held.enter_context(connect(url, source_address=(f"127.0.0.{host}", 0)))
+            for host in range(1, 5)
+            for _ in range(16)
+        ]
+        with connect(url, source_address=("127.0.0.9", 0)) as stream:
+            stream.send(HELLO)
+            assert receive(stream)["type"] == "welcome"
+        assert ending(silent[0]) == ("hello_timeout", 4408)
+        with pytest.raises(InvalidStatus), connect(url, source_address=("127.0.0.2", 0)):
+            pass
+
     assert inside.settled(1 << 10)

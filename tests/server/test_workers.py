@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import datetime
+import io
 import json
 import os
+import pickle
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,7 +30,11 @@ import onnx_models
 from agelens import Analysis, Analyzer, AnalyzerOptions
 from agelens.errors import ArgumentError, LicenceNotAccepted, ModelNotFound
 from agelens.images import ImageLimits
+from agelens.results import AnalysisError
+from agelens.server import workers as workers_module
+from agelens.server.batching import Job, Poison, Request
 from agelens.server.inference import Analyzers
+from agelens.server.jobs import LENGTH, Answer, Done, Times, call_task, pack, unpack
 from agelens.server.workers import (
     DeadlineExceeded,
     Form,
@@ -38,6 +47,14 @@ from agelens.server.workers import (
 FACES = Path(__file__).parents[1] / "faces"
 PHOTOGRAPHS = [FACES / name for name in ("astronaut.jpg", "group.jpg", "hopper.jpg")]
 SMALL = 64
+
+
+@pytest.fixture(scope="module")
+def heavy() -> bytes:
+    """A picture of 49 megapixels in 48 kB: it takes the better part of a second."""
+    file = io.BytesIO()
+    Image.fromarray(np.zeros((7000, 7000), np.uint8)).save(file, "PNG")
+    return file.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +103,19 @@ def one(runner: asyncio.Runner, heard_of_one: Heard) -> Iterator[WorkerPool]:
     """One worker that takes up to 8 pictures, with a line of 40, that many tests share."""
     base = AnalyzerOptions()
     opened = runner.run(WorkerPool.open(base, workers=1, queue=40, batch=8, on_event=heard_of_one))
+    yield opened
+    runner.run(opened.close(5))
+
+
+@pytest.fixture(scope="module")
+def heard_of_slow() -> Heard:
+    return Heard()
+
+
+@pytest.fixture(scope="module")
+def slow(runner: asyncio.Runner, heard_of_slow: Heard) -> Iterator[WorkerPool]:
+    """One worker for the tests that keep it busy for seconds."""
+    opened = runner.run(WorkerPool.open(AnalyzerOptions(), workers=1, on_event=heard_of_slow))
     yield opened
     runner.run(opened.close(5))
 
@@ -161,6 +191,36 @@ def environment(analyzers: Analyzers, payload: object) -> dict[str, str]:
 def sleep(analyzers: Analyzers, seconds: float) -> float:
     time.sleep(seconds)
     return seconds
+
+
+def work_now_and_then(analyzers: Analyzers, seconds: float) -> float:
+    """As a worker does on a machine that has other things to do."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        spun = time.process_time() + 0.04
+        while time.process_time() < spun:
+            pass
+        time.sleep(0.1)
+    return seconds
+
+
+def print_a_secret(analyzers: Analyzers, text: str) -> None:
+    os.write(2, f"tempfile.tif: {text}\n".encode())
+
+
+def send_to_the_front(analyzers: Analyzers, content: bytes) -> None:
+    """What a picture that has taken over its worker could do."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            with socket.socket(fileno=os.dup(int(name))) as front:
+                front.sendall(LENGTH.pack(len(content)) + content)
+        except OSError:
+            continue
+    time.sleep(60)
+
+
+def give_a_date(analyzers: Analyzers, payload: object) -> object:
+    return datetime.date(2026, 1, 1)
 
 
 def wait_for(analyzers: Analyzers, path: str) -> None:
@@ -485,13 +545,109 @@ def test_what_would_wait_longer_than_its_caller_is_refused(
     runner: asyncio.Runner, one: WorkerPool, tmp_path: Path
 ) -> None:
     async def scenario(pool: WorkerPool) -> None:
-        for _ in range(30):
-            await pool.run(sleep, 0.1, deadline_s=60)
-        async with occupied(pool, tmp_path), waiting(pool, 20):
-            with pytest.raises(Overloaded, match=r"would take \d\.\d s"):
-                await pool.analyze([b"x"], deadline_s=0.5)
+        group = contents()[1]
+        await pool.analyze([group] * 40, deadline_s=60)
+        async with occupied(pool, tmp_path), waiting(pool, 39):
+            start = time.monotonic()
+            with pytest.raises(Overloaded, match=r"would take \d\.\d s") as caught:
+                await pool.analyze([group], deadline_s=0.2)
+            assert time.monotonic() - start < 0.1
+            assert 0 < caught.value.retry_after_s < 60
 
     runner.run(scenario(one))
+
+
+def test_what_is_in_work_counts_for_those_who_would_wait(
+    runner: asyncio.Runner, slow: WorkerPool, heavy: bytes
+) -> None:
+    async def scenario(pool: WorkerPool) -> float:
+        await pool.analyze([heavy] * 8, deadline_s=60)
+        asked = asyncio.create_task(pool.analyze([heavy] * 3, deadline_s=60))
+        await asyncio.sleep(0.05)
+        start = time.monotonic()
+        with pytest.raises(Overloaded, match="would take") as caught:
+            await pool.analyze([heavy], deadline_s=0.1)
+        assert time.monotonic() - start < 0.1
+        await asked
+        # What it was told is about how long it would have been.
+        assert 0.1 < caught.value.retry_after_s < 3 * (time.monotonic() - start)
+        return caught.value.retry_after_s
+
+    runner.run(scenario(slow))
+
+
+def test_a_request_of_heavy_pictures_does_not_hold_up_others(
+    runner: asyncio.Runner, slow: WorkerPool, heard_of_slow: Heard, heavy: bytes, photo: bytes
+) -> None:
+    heard_of_slow.events.clear()
+
+    async def scenario(pool: WorkerPool) -> tuple[float, int, float]:
+        start = time.monotonic()
+        large = asyncio.create_task(pool.analyze([heavy] * 8, deadline_s=60, caller="a"))
+        await asyncio.sleep(0.05)
+        await pool.analyze([photo] * 2, deadline_s=60, caller="b")
+        small_s = time.monotonic() - start
+        return small_s, len(await large), time.monotonic() - start
+
+    small_s, count, large_s = runner.run(scenario(slow))
+
+    assert count == 8
+    assert small_s < large_s / 2
+    assert max(heard_of_slow.values("batch_pictures")) > 1
+    assert sum(heard_of_slow.values("put_back")) > 0
+    assert len(heard_of_slow.values("work_s", stage="decode")) == 10
+
+
+def test_light_pictures_do_not_wait_for_a_heavy_one_behind_them(
+    runner: asyncio.Runner, slow: WorkerPool, heavy: bytes, photo: bytes, tmp_path: Path
+) -> None:
+    async def scenario(pool: WorkerPool) -> dict[str, float]:
+        ended: dict[str, float] = {}
+
+        async def ask(name: str, image: bytes) -> None:
+            await pool.analyze([image], deadline_s=60)
+            ended[name] = time.monotonic()
+
+        async with asyncio.TaskGroup() as group, occupied(pool, tmp_path):
+            for name, image in (("1", photo), ("2", photo), ("heavy", heavy), ("3", photo)):
+                group.create_task(ask(name, image))
+            await until(lambda: pool.state().waiting == 4)
+        return ended
+
+    ended = runner.run(scenario(slow))
+
+    assert ended["heavy"] - max(ended["1"], ended["2"]) > 0.1
+
+
+def test_nothing_more_is_done_for_those_who_no_longer_wait(
+    runner: asyncio.Runner, slow: WorkerPool, heard_of_slow: Heard, tmp_path: Path
+) -> None:
+    heard_of_slow.events.clear()
+
+    async def scenario(pool: WorkerPool) -> None:
+        async with occupied(pool, tmp_path):
+            asked = asyncio.create_task(pool.analyze([contents()[1]] * 16, deadline_s=0.1))
+            await asyncio.sleep(0)
+        with pytest.raises(DeadlineExceeded):
+            await asked
+        await until(lambda: pool.state().in_flight == 0)
+
+    runner.run(scenario(slow))
+
+    _, taken = heard_of_slow.values("batch_pictures")
+    assert len(heard_of_slow.values("work_s", stage="decode")) < taken
+
+
+def test_a_request_that_cannot_be_done_in_time_is_told_so_before_that(
+    runner: asyncio.Runner, slow: WorkerPool, heavy: bytes
+) -> None:
+    async def scenario(pool: WorkerPool) -> float:
+        start = time.monotonic()
+        with pytest.raises(DeadlineExceeded, match=r"takes \d+\.\d s.*fewer"):
+            await pool.analyze([heavy] * 32, deadline_s=5)
+        return time.monotonic() - start
+
+    assert runner.run(scenario(slow)) < 4
 
 
 def test_a_late_request_is_told_so_on_time_and_is_not_worked_on(
@@ -554,6 +710,84 @@ def test_single_pictures_do_not_wait_for_a_large_request(
         return ended
 
     assert runner.run(scenario(one)) == [1, 1, 1, 1, 1, 32]
+
+
+def test_a_caller_with_many_requests_has_no_more_turns_than_one_with_one(
+    runner: asyncio.Runner, one: WorkerPool, tmp_path: Path
+) -> None:
+    async def scenario(pool: WorkerPool) -> list[str]:
+        ended: list[str] = []
+
+        async def ask(caller: str) -> None:
+            await pool.analyze([b"x"], deadline_s=60, caller=caller)
+            ended.append(caller)
+
+        async with asyncio.TaskGroup() as group, occupied(pool, tmp_path):
+            for caller in [*["many"] * 15, "one"]:
+                group.create_task(ask(caller))
+            await until(lambda: pool.state().waiting == 16)
+        return ended
+
+    # The worker takes eight at a time.
+    assert "one" in runner.run(scenario(one))[:8]
+
+
+def test_a_caller_who_fills_the_line_has_half_of_it_when_another_comes(tmp_path: Path) -> None:
+    async def scenario(pool: WorkerPool) -> tuple[int, int]:
+        def ask(caller: str) -> asyncio.Task[list[Analysis]]:
+            return asyncio.create_task(pool.analyze([b"x"], deadline_s=60, caller=caller))
+
+        async with occupied(pool, tmp_path):
+            first = [ask("a") for _ in range(40)]
+            await until(lambda: pool.state().waiting == 40)
+            with pytest.raises(Overloaded, match="40 pictures are waiting"):
+                await ask("b")
+            for task in first[:10]:
+                task.cancel()
+            await until(lambda: pool.state().waiting == 30)
+            with pytest.raises(Overloaded, match="30 of your pictures are waiting, of at most 20"):
+                await ask("a")
+            others = [ask("b") for _ in range(10)]
+            await until(lambda: pool.state().waiting == 40)
+        done = await asyncio.gather(*first[10:], *others)
+        return len(done), pool.state().waiting
+
+    assert in_a_pool(scenario, queue=40) == (40, 0)
+
+
+def test_calls_leave_one_worker_to_pictures(tmp_path: Path, photo: bytes) -> None:
+    file = tmp_path / "end"
+
+    async def scenario(pool: WorkerPool) -> tuple[float, int]:
+        await pool.analyze([photo], deadline_s=60)
+        calls = [
+            asyncio.create_task(pool.run(wait_for, str(file), deadline_s=60)) for _ in range(4)
+        ]
+        await until(lambda: pool.state().in_flight == 1)
+        start = time.monotonic()
+        await pool.analyze([photo], deadline_s=60)
+        took_s = time.monotonic() - start
+        file.touch()
+        return took_s, len(await asyncio.gather(*calls))
+
+    took_s, calls = in_a_pool(scenario, workers=2)
+
+    assert took_s < 5
+    assert calls == 4
+
+
+def test_calls_take_all_workers_where_there_are_no_pictures(tmp_path: Path) -> None:
+    file = tmp_path / "end"
+
+    async def scenario(pool: WorkerPool) -> None:
+        calls = [
+            asyncio.create_task(pool.run(wait_for, str(file), deadline_s=60)) for _ in range(2)
+        ]
+        await until(lambda: pool.state().in_flight == 2)
+        file.touch()
+        await asyncio.gather(*calls)
+
+    in_a_pool(scenario, workers=2)
 
 
 def test_what_waits_is_taken_together_up_to_a_batch(
@@ -681,6 +915,181 @@ def test_what_kills_two_workers_is_poison_and_is_not_tried_again(
     assert file.read_text().count("called") == 2
     assert restarts == 2
     assert answered == 6
+
+
+def test_a_worker_that_cannot_be_started_is_started_later() -> None:
+    heard = Heard()
+
+    async def scenario(pool: WorkerPool) -> int:
+        before = await pool.run(process_id, None, deadline_s=30)
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+        try:
+            os.kill(before, signal.SIGKILL)
+            await until(lambda: len(heard.values("not_started", error="EMFILE")) >= 2)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        await until(lambda: pool.state().alive == 1)
+        after: int = await pool.run(process_id, None, deadline_s=30)
+        return int(after != before)
+
+    assert in_a_pool(scenario, on_event=heard) == 1
+    assert heard.values("restart", reason="died", status="-9") == [1]
+    assert len(heard.values("started")) == 2
+
+
+def test_a_worker_that_dies_while_others_load_is_replaced() -> None:
+    stopped: list[int] = []
+    killed: list[int] = []
+
+    def when_one_has_loaded(name: str, value: float, **labels: str) -> None:
+        if name == "started" and not killed:
+            killed.append(int(labels["worker"]))
+            stopped.extend(pid for pid in workers_of(os.getpid()) if pid not in killed)
+            for pid in stopped:
+                os.kill(pid, signal.SIGSTOP)
+            os.kill(killed[0], signal.SIGKILL)
+
+    async def scenario() -> tuple[int, ...]:
+        opening = asyncio.create_task(
+            WorkerPool.open(AnalyzerOptions(), workers=2, on_event=when_one_has_loaded)
+        )
+        await until(lambda: bool(killed))
+        await asyncio.sleep(0.5)
+        for pid in stopped:
+            os.kill(pid, signal.SIGCONT)
+        pool = await opening
+        try:
+            await until(lambda: pool.state().alive == 2)
+            return pool.state().processes
+        finally:
+            await pool.close(0)
+
+    before = workers_of(os.getpid())
+    processes = asyncio.run(scenario())
+
+    assert before == workers_of(os.getpid())
+    assert len(processes) == 2
+    assert killed[0] not in processes
+
+
+def test_a_worker_that_hangs_is_ended_and_one_that_is_slow_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers_module, "_STALLED_S", 1.5)
+    monkeypatch.setattr(workers_module, "_CHECK_S", 0.5)
+    monkeypatch.setattr(workers_module, "_LEAST_WORK_S", 0.02)
+    heard = Heard()
+
+    async def scenario(pool: WorkerPool) -> float:
+        slow: float = await pool.run(work_now_and_then, 2.5, deadline_s=60)
+        with pytest.raises(WorkerLost):
+            await pool.run(sleep, 30, deadline_s=60)
+        return slow
+
+    assert in_a_pool(scenario, on_event=heard) == 2.5
+    assert heard.values("restart", reason="stalled") == [1, 1]
+
+
+def test_what_a_worker_prints_is_counted_and_not_passed_on(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    heard = Heard()
+
+    async def scenario(pool: WorkerPool) -> None:
+        for _ in range(3):
+            await pool.run(print_a_secret, "canary", deadline_s=60)
+
+    in_a_pool(scenario, on_event=heard)
+
+    assert heard.values("printed") == [3]
+    assert "canary" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        os.system,
+        eval,
+        subprocess.Popen,
+        datetime.date(2026, 1, 1),
+        np.load,
+        Poison,
+        json.loads,
+        pickle.loads,
+        io.open,
+    ],
+    ids=str,
+)
+def test_the_front_takes_nothing_but_results_from_a_worker(value: object) -> None:
+    with pytest.raises(pickle.UnpicklingError, match="nothing that a worker answers with"):
+        unpack(pickle.dumps((value,), protocol=5))
+
+
+def test_the_front_takes_results_errors_and_numbers(analyzer: Analyzer) -> None:
+    analysis = analyzer(contents()[0])
+    message = Done(
+        (Answer(analysis), Answer(error=ArgumentError("wrong")), Answer(error=KeyError("no"))),
+        Times([0.1]),
+        100.0,
+        False,
+    )
+
+    taken = unpack(pack(message))
+
+    assert_same([taken.answers[0].value], [analysis])
+    assert str(taken.answers[1].error) == "wrong"
+    assert unpack(pickle.dumps(AnalysisError("corrupt", "x"))) == AnalysisError("corrupt", "x")
+    np.testing.assert_array_equal(unpack(pickle.dumps(np.arange(3.0))), np.arange(3.0))
+
+
+class _Attack:
+    def __init__(self, path: str) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (self.path,))
+
+
+def test_a_worker_that_sends_an_attack_is_ended_and_nothing_is_run(tmp_path: Path) -> None:
+    heard, folder = Heard(), tmp_path / "made"
+    content = pickle.dumps(_Attack(str(folder)))
+
+    async def scenario(pool: WorkerPool) -> list[int]:
+        with pytest.raises(WorkerLost):
+            await pool.run(send_to_the_front, content, deadline_s=60)
+        found: list[int] = await pool.run(count_faces, contents()[:1], deadline_s=60)
+        return found
+
+    assert in_a_pool(scenario, on_event=heard) == [1]
+    assert not folder.exists()
+    assert heard.values("restart", reason="faulty") == [1, 1]
+
+
+def test_a_value_that_is_no_result_is_an_error_and_ends_no_worker(
+    runner: asyncio.Runner, pool: WorkerPool
+) -> None:
+    before = pool.state().processes
+
+    with pytest.raises(RuntimeError, match=r"datetime\.date"):
+        runner.run(pool.run(give_a_date, None, deadline_s=30))
+
+    assert pool.state().processes == before
+
+
+def test_poison_that_comes_again_is_remembered_from_then_on() -> None:
+    async def job(name: str) -> Job:
+        request = Request(asyncio.get_running_loop().create_future(), [None], 1)
+        return Job(request, 0, call_task(sleep, name), 0.0)
+
+    async def scenario() -> list[bool]:
+        first, second, poison = await job("first"), await job("second"), Poison()
+        poison.add(first, 0.0)
+        poison.add(second, 1.0)
+        poison.add(first, 500.0)
+        return [poison.holds(second, 602.0), poison.holds(first, 602.0), poison.holds(first, 1101)]
+
+    assert asyncio.run(scenario()) == [False, True, False]
 
 
 def test_a_worker_stays_within_its_memory_and_is_replaced_when_it_keeps_too_much() -> None:

@@ -155,7 +155,8 @@ class TokenKeys:
         _, ed25519, serialization = _imports()
         path = self._private_path(self.signing.kid)
         try:
-            if os.name == "posix" and path.stat().st_mode & 0o077:
+            # A group may read: secrets that Kubernetes or systemd hand to a service are 0440.
+            if os.name == "posix" and path.stat().st_mode & 0o027:
                 raise GateError(
                     f"{path}: other users can read this private key; replace it with "
                     "`agelens gate keys rotate --now`, or run chmod 600 on it if nobody else had "

@@ -13,7 +13,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from agelens.bundle import find_model
 from agelens.errors import ArgumentError
 from agelens.results import Analysis, AnalysisError
-from agelens.server.auth import Caller, Scope, require
+from agelens.server.auth import Caller, Scope, count_pictures, require
 from agelens.server.description import BINARY, IMAGE_TYPES, request_body
 from agelens.server.intake import (
     MeasuredBody,
@@ -29,7 +29,13 @@ from agelens.server.intake import (
 from agelens.server.jobs import Form, PictureOptions, Written
 from agelens.server.metrics import CONTENT_TYPE
 from agelens.server.problems import Problem
-from agelens.server.service import Service, analyzer_options, pool_problems, service_of
+from agelens.server.service import (
+    Service,
+    analyzer_options,
+    pool_problems,
+    service_of,
+    turns_of,
+)
 from agelens.server.wire import (
     AnalyzeAnswer,
     AnalyzeQuery,
@@ -52,7 +58,6 @@ _TOO_LARGE: Final = frozenset({"too_many_bytes", "too_many_pixels"})
     tags=["pictures"],
     summary="Find faces and estimate age and gender",
     response_model=AnalyzeAnswer,
-    dependencies=[Depends(refuse_repeats)],
     openapi_extra=request_body(
         {
             "multipart/form-data": {
@@ -84,12 +89,15 @@ async def analyze(
     address. The answer has one analysis for each picture, in order. A picture that cannot be read
     has an `error`; when none can be read the answer is a problem `unreadable_image`.
     """
+    refuse_repeats(request)
     service = service_of(request)
     picture = picture_options(options, service)
     with service.metrics.stage("receive"):
         uploads = await _uploads(request, service)
+    count_pictures(request, caller, len(uploads))
     with service.metrics.stage("analyze"):
-        answers = await while_connected(request, _analyzed(service, uploads, picture, options.form))
+        work = _analyzed(service, uploads, picture, options.form, caller)
+        answers = await while_connected(request, work)
     _count(answers, service)
     _refuse_unreadable(uploads, answers)
     body = b'{"analyses":[' + b",".join(answer.json for answer in answers) + b"]}"
@@ -115,10 +123,14 @@ async def healthz() -> HealthAnswer:
 
 @router.get("/readyz", tags=["about"], summary="Whether it takes requests")
 async def readyz(request: Request) -> ReadyAnswer:
-    """Answers 200 when every worker is warm, and 503 before that and from SIGTERM on."""
+    """Answers 200 from the time every worker was warm for the first time, while one is.
+
+    It answers 503 before that, while all workers are being replaced, and from SIGTERM on.
+    """
     service = service_of(request)
     if not service.ready:
-        state = "about to end" if service.closing else "loading its models"
+        replacing = "loading its models" if service.pool_state is None else "replacing its workers"
+        state = "about to end" if service.closing else replacing
         raise Problem(503, "not_ready", f"the service is {state}", headers={"retry-after": "1"})
     return ReadyAnswer()
 
@@ -182,27 +194,35 @@ async def _listed(request: Request, service: Service) -> list[_Upload]:
             f"there are {len(images)} pictures, over the limit of {limit}; send several requests",
             limit=limit,
         )
-    if service.fetcher is None and any(isinstance(image, LinkedImage) for image in images):
+    urls = [image.url for image in images if isinstance(image, LinkedImage)]
+    if urls and service.fetcher is None:
         raise Problem(
             403, "url_disabled", "this server fetches no addresses; send the picture itself"
         )
-    with service.metrics.stage("fetch"):
-        return [await _taken(request, service, n, image) for n, image in enumerate(images)]
+    given = [
+        _Upload(image.name, decoded(image.base64, f"images.{number}.base64"))
+        for number, image in enumerate(images)
+        if isinstance(image, EncodedImage)
+    ]
+    fetched: list[bytes | Problem] = []
+    if service.fetcher is not None and urls:
+        with service.metrics.stage("fetch"):
+            count = MeasuredBody.of(request).add
+            within_s = service.settings.deadline_s
+            fetching = service.fetcher.fetch_all(urls, within_s=within_s, count=count)
+            fetched = await while_connected(request, fetching)
+    encoded, linked = iter(given), iter(fetched)
+    return [
+        next(encoded) if isinstance(image, EncodedImage) else _linked(image, next(linked))
+        for image in images
+    ]
 
 
-async def _taken(
-    request: Request, service: Service, number: int, image: EncodedImage | LinkedImage
-) -> _Upload:
-    if isinstance(image, EncodedImage):
-        return _Upload(image.name, decoded(image.base64, f"images.{number}.base64"))
-    assert service.fetcher is not None  # checked before the first is taken
+def _linked(image: LinkedImage, found: bytes | Problem) -> _Upload:
     name = shown_name(image.name if image.name is not None else image.url)
-    try:
-        data = await service.fetcher.fetch(image.url)
-    except Problem as problem:
-        return _Upload(name, error=AnalysisError(problem.code, problem.detail))
-    MeasuredBody.of(request).add(len(data))
-    return _Upload(name, data)
+    if isinstance(found, Problem):
+        return _Upload(name, error=AnalysisError(found.code, found.detail))
+    return _Upload(name, found)
 
 
 # --- from pictures to analyses --------------------------------------------------------------------
@@ -227,7 +247,11 @@ def picture_options(options: AnalyzeQuery, service: Service) -> PictureOptions:
 
 
 async def _analyzed(
-    service: Service, uploads: Sequence[_Upload], options: PictureOptions, form: Form
+    service: Service,
+    uploads: Sequence[_Upload],
+    options: PictureOptions,
+    form: Form,
+    caller: Caller,
 ) -> list[Written]:
     there = [upload for upload in uploads if upload.error is None]
     with pool_problems():
@@ -238,6 +262,7 @@ async def _analyzed(
                 form,
                 names=[upload.name for upload in there],
                 deadline_s=service.settings.deadline_s,
+                caller=turns_of(caller),
             )
         )
     return [

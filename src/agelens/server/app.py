@@ -5,11 +5,14 @@ The application: routes, errors and the life of the service, put together; and t
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import math
 import re
+import resource
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, cast
@@ -17,24 +20,28 @@ from typing import Final, cast
 import uvicorn
 from fastapi import APIRouter, FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.middleware.proxy_headers import _TrustedHosts
 
 from agelens import __version__
 from agelens.errors import ArgumentError
 from agelens.server import api, gates, headers, pages, problems, streams
+from agelens.server.auth import CALLER
 from agelens.server.description import describe
 from agelens.server.intake import MeasuredBody
-from agelens.server.logs import adopt_uvicorn, where_it_broke
+from agelens.server.logs import adopt_libraries, where_it_broke
 from agelens.server.problems import Problem
 from agelens.server.protocol import ConnectionLimits, LimitedProtocol, Refused
+from agelens.server.rates import network_of
 from agelens.server.service import Service, pool_problems
-from agelens.settings import ServerSettings
+from agelens.settings import ServerSettings, is_loopback
 
 _REQUEST_ID: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # From SIGTERM on new requests are taken for so long, so that none is cut off in the backlog.
 _LAST_CALL_S: Final = 1.0
 # What is left of the grace for the workers to end and the journals to close.
 _TIDY_S: Final = 1.0
-_KEEP_ALIVE_S: Final = 20
+# Files beside connections: workers, keys, policies, journals.
+_OTHER_FILES: Final = 64
 
 
 def create_app(settings: ServerSettings) -> FastAPI:
@@ -112,6 +119,7 @@ class Frame:
                 status,
                 scope.get("agelens.problem"),
                 time.perf_counter() - start,
+                scope.get(CALLER),
             )
 
 
@@ -159,8 +167,13 @@ class Guard:
             with pool_problems():
                 self.service.pool.check_room()
         except Problem:
-            while (await body.receive()).get("more_body", False):
-                pass
+            dropped, most = 0, self.service.settings.max_body_bytes
+            while dropped <= most:
+                message = await body.receive()
+                body.release()
+                dropped += len(message.get("body", b""))
+                if not message.get("more_body", False):
+                    break
             raise
 
     def _explained(self, error: Exception, scope: Scope, *, gone: bool) -> Problem:
@@ -227,13 +240,15 @@ def serve(settings: ServerSettings) -> None:
         settings.header_timeout_s,
         settings.body_timeout_s,
         settings.body_timeout_s,
+        settings.connections_per_address,
+        _shared_addresses(settings),
     )
     protocol = partial(LimitedProtocol, limits=limits, refused=_refused(service))
     config = uvicorn.Config(
         app,
         http=cast("type[asyncio.Protocol]", protocol),
         h11_max_incomplete_event_size=settings.max_header_bytes,
-        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_keep_alive=math.ceil(settings.keep_alive_s),
         lifespan="on",
         log_config=None,
         access_log=False,
@@ -247,12 +262,32 @@ def serve(settings: ServerSettings) -> None:
         # Encoded pictures do not shrink, and a bomb must not unfold.
         ws_per_message_deflate=False,
     )
-    adopt_uvicorn(service.log)
+    adopt_libraries(service.log)
+    _raise_file_limit(settings, service)
     server = _Server(config, service)
     app.state.on_failure = server.stop
     server.run(sockets=[listener])
     if service.failed is not None:
         raise service.failed
+
+
+def _raise_file_limit(settings: ServerSettings, service: Service) -> None:
+    """Take all open files that the system grants, and warn where they are too few."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    granted, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    needed = settings.max_connections + _OTHER_FILES
+    if granted != resource.RLIM_INFINITY and granted < needed:
+        service.log.warning("few_open_files", granted=granted, needed=needed)
+
+
+def _shared_addresses(settings: ServerSettings) -> Callable[[str], bool]:
+    """Tells addresses that stand for many clients: trusted proxies, and this computer."""
+    trusted = _TrustedHosts(list(settings.trusted_proxies) if settings.proxy_headers else [])
+    return lambda address: (
+        address in trusted or is_loopback(address) or is_loopback(network_of(address))
+    )
 
 
 def _listen(settings: ServerSettings) -> socket.socket:

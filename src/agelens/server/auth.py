@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from agelens.settings import ServerSettings
 
 _REALM: Final = 'Bearer realm="agelens"'
-_FORWARDED: Final = ("forwarded", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+_FORWARDED: Final = frozenset({"forwarded", "via", "x-real-ip", "cf-connecting-ip"})
+CALLER: Final = "agelens.caller"
+"""In an ASGI scope: the id of who was let in, for the log."""
 _BEARER: Final = HTTPBearer(
     auto_error=False, description="A key of this service, or a token of its identity provider."
 )
@@ -159,8 +161,8 @@ class Authority:
                 "a page of another site asks, and this server knows no keys; open its own page, "
                 "or list the origin with --cors-origins",
             )
-        through = any(name in connection.headers for name in _FORWARDED)
-        if through or connection.client is None or not _is_loopback(connection.client.host):
+        is_here = connection.client is not None and _is_loopback(connection.client.host)
+        if not is_here or _came_through_a_proxy(connection):
             raise _unauthorized(
                 "this server knows no keys, so that it answers to programs on its own computer "
                 "only; make a key with `agelens keys add` and start it with --keys"
@@ -182,6 +184,22 @@ async def admit(
     if service.authority.asks:
         address = connection.client.host if connection.client else ""
         _count(connection, service.rates.of_address(address))
+    caller = await known(connection, scope, credential=credential)
+    connection.scope[CALLER] = caller.id
+    if caller.kind != "local":
+        _count(connection, service.rates.of_caller(caller.id))
+    return caller
+
+
+async def known(
+    connection: HTTPConnection, scope: Scope, *, credential: str | None = None
+) -> Caller:
+    """Who asks and may do this, at this moment; counts nothing.
+
+    Raises:
+        Problem: 401 ``unauthorized``, 403 ``forbidden``.
+    """
+    service: Service = connection.app.state.service
     caller = await service.authority.authenticate(connection, credential)
     if scope not in caller.scopes:
         raise Problem(
@@ -192,9 +210,18 @@ async def admit(
                 "www-authenticate": f'{_REALM}, error="insufficient_scope", scope="{scope.value}"'
             },
         )
-    if caller.kind != "local":
-        _count(connection, service.rates.of_caller(caller.id))
     return caller
+
+
+def count_pictures(connection: HTTPConnection, caller: Caller, pictures: int) -> None:
+    """Count the pictures of a request; the first came with the request itself.
+
+    Raises:
+        Problem: 429 ``rate_limited``: those of other requests took the limit in the meantime.
+    """
+    if caller.kind != "local" and pictures > 1:
+        service: Service = connection.app.state.service
+        _count(connection, service.rates.of_pictures(caller.id, pictures - 1))
 
 
 def require(scope: Scope) -> Callable[..., Awaitable[Caller]]:
@@ -216,7 +243,8 @@ def _count(connection: HTTPConnection, verdict: Verdict) -> None:
         raise Problem(
             429,
             "rate_limited",
-            f"over {verdict.limit} requests in {verdict.window_s:g} s for this {verdict.name}",
+            f"over {verdict.limit} requests or pictures in {verdict.window_s:g} s for this "
+            f"{verdict.name}",
             headers=verdict.headers,
         )
 
@@ -224,16 +252,24 @@ def _count(connection: HTTPConnection, verdict: Verdict) -> None:
 def _credentials(connection: HTTPConnection) -> list[str]:
     found = []
     for value in connection.headers.getlist("authorization"):
+        # Other schemes are not for us: a proxy in front may ask for a password of its own.
         scheme, _, text = value.strip().partition(" ")
-        if scheme.lower() != "bearer" or not text.strip():
-            raise _unauthorized("expected Authorization: Bearer al_...", "invalid_request")
-        found.append(text.strip())
+        if scheme.lower() == "bearer":
+            found.append(text.strip())
     return found + [value.strip() for value in connection.headers.getlist("x-api-key")]
 
 
 def _unauthorized(detail: str, error: str | None = None) -> Problem:
     challenge = _REALM if error is None else f'{_REALM}, error="{error}"'
     return Problem(401, "unauthorized", detail, headers={"www-authenticate": challenge})
+
+
+def _came_through_a_proxy(connection: HTTPConnection) -> bool:
+    """As far as it shows: by a header that proxies add, or by the HTTP/1.0 that nginx speaks."""
+    if connection.scope.get("http_version") == "1.0":
+        return True
+    names = connection.headers.keys()
+    return any(name in _FORWARDED or name.startswith("x-forwarded-") for name in names)
 
 
 def _is_loopback(host: str) -> bool:
@@ -245,4 +281,4 @@ def _is_loopback(host: str) -> bool:
     return (mapped or found).is_loopback
 
 
-__all__ = ["Authority", "Caller", "Scope", "admit", "require"]
+__all__ = ["CALLER", "Authority", "Caller", "Scope", "admit", "count_pictures", "known", "require"]

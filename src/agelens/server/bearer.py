@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 import jwt
 
 from agelens.errors import ArgumentError
-from agelens.server.keys import Scope, file_signature
+from agelens.server.keys import Scope, WatchedFile
 
 if TYPE_CHECKING:
     from agelens.settings import ServerSettings
@@ -208,20 +208,25 @@ class KeySet:
         ssl_context: ssl.SSLContext | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Ask for nothing yet.
+        """Read a file; an address is asked when the first token comes.
 
         Args:
             source: A file, or an https address.
             on_problem: Told why the keys could not be had.
             ssl_context: For the address; by default the system's trust.
             clock: Seconds.
+
+        Raises:
+            ArgumentError: The file holds no keys.
         """
         self.source = source
+        self._file = (
+            WatchedFile(source, _read_file, on_problem) if isinstance(source, Path) else None
+        )
         self._on_problem = on_problem
         self._ssl_context = ssl_context
         self._clock = clock
         self._keys: list[dict[str, Any]] = []
-        self._seen: tuple[int, ...] = ()
         self._fetched = self._asked = -float("inf")
         self._lock = asyncio.Lock()
 
@@ -236,10 +241,7 @@ class KeySet:
             if not source.lower().startswith("https://"):
                 raise ArgumentError(f"oidc_jwks {source}: expected a file or an https address")
             return cls(source, on_problem)
-        found = cls(Path(source), on_problem)
-        found._keys = _read_file(Path(source))
-        found._seen = file_signature(Path(source))
-        return found
+        return cls(Path(source), on_problem)
 
     async def key(self, kid: Any, algorithm: str) -> jwt.PyJWK:
         """The key for a token.
@@ -276,9 +278,10 @@ class KeySet:
         ]
 
     async def _refresh(self, *, unknown: bool) -> None:
-        if isinstance(self.source, Path):
-            self._read_if_changed(self.source)
+        if self._file is not None:
+            self._keys = self._file.content()
             return
+        url = str(self.source)
         async with self._lock:
             now = self._clock()
             fresh = now - self._fetched < _FRESH_S and not unknown
@@ -286,7 +289,7 @@ class KeySet:
                 return
             self._asked = now
             try:
-                self._keys = _parse(await self._fetch(self.source), self.source)
+                self._keys = _parse(await self._fetch(url), url)
                 self._fetched = now
             except ArgumentError as error:
                 self._on_problem(str(error))
@@ -311,16 +314,6 @@ class KeySet:
                 return body
         except (httpx2.HTTPError, TimeoutError, OSError) as error:
             raise ArgumentError(f"{url}: cannot be fetched ({type(error).__name__})") from error
-
-    def _read_if_changed(self, path: Path) -> None:
-        now = file_signature(path)
-        if now == self._seen:
-            return
-        self._seen = now
-        try:
-            self._keys = _read_file(path)
-        except ArgumentError as error:
-            self._on_problem(str(error))
 
 
 def _read_file(path: Path) -> list[dict[str, Any]]:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Resolver = Callable[[str], Awaitable[Sequence[str]]]
 """From a host name to its addresses, in order of preference."""
+Count = Callable[[int], None]
 
 PORTS: Final = (80, 443)
 """Open to every listed host; another port has to be listed with its host."""
@@ -39,6 +40,8 @@ TIMEOUT_S: Final = 10.0
 
 _LONGEST_URL: Final = 2048
 _AT_A_TIME: Final = 16
+_OF_A_REQUEST: Final = 8
+_OF_A_PICTURE: Final = frozenset({"url_refused", "fetch_failed"})
 _REDIRECTS: Final = (301, 302, 303, 307, 308)
 _LABEL: Final = r"[a-z0-9](?:[a-z0-9_-]{0,61}[a-z0-9])?"
 _NAME: Final = re.compile(rf"{_LABEL}(?:\.{_LABEL})*")
@@ -234,22 +237,80 @@ class Fetcher:
             raise ArgumentError("fetch_urls needs fetch_hosts: the host names to fetch from")
         return cls(rules, max_bytes=settings.max_image_bytes)
 
-    async def fetch(self, url: str) -> bytes:
+    async def fetch(
+        self, url: str, *, within_s: float = TIMEOUT_S, count: Count = lambda _: None
+    ) -> bytes:
         """The bytes of a picture.
+
+        Args:
+            url: Where it is.
+            within_s: Seconds from now, the wait for a turn included.
+            count: Told of the bytes as they come; what it raises ends the transfer.
 
         Raises:
             Problem: ``url_refused`` (403) for an address that is not fetched, before anything is
-                sent there; ``fetch_failed`` (422) when the other side does not give a picture.
+                sent there; ``fetch_failed`` (422) when the other side does not give a picture;
+                ``overloaded`` (503) when other pictures are fetched all the time.
         """
+        target, end = Target.parse(url), asyncio.get_running_loop().time() + within_s
         try:
-            async with asyncio.timeout(self._timeout_s), self._turn:
-                return await self._follow(Target.parse(url))
+            async with asyncio.timeout_at(end):
+                await self._turn.acquire()
         except TimeoutError as error:
-            raise _failed(f"no whole picture came within {self._timeout_s:g} s") from error
+            raise Problem(
+                503,
+                "overloaded",
+                "too many pictures are being fetched; try again later",
+                headers={"retry-after": "1"},
+            ) from error
+        limit_s = min(self._timeout_s, end - asyncio.get_running_loop().time())
+        try:
+            async with asyncio.timeout(limit_s):
+                return await self._follow(target, count)
+        except TimeoutError as error:
+            raise _failed(f"no whole picture came within {limit_s:.3g} s") from error
+        finally:
+            self._turn.release()
 
-    async def _follow(self, target: Target) -> bytes:
+    async def fetch_all(
+        self, urls: Sequence[str], *, within_s: float, count: Count = lambda _: None
+    ) -> list[bytes | Problem]:
+        """The bytes of each picture, or why there are none; several are fetched at a time.
+
+        Args:
+            urls: Where they are.
+            within_s: Seconds for all of them.
+            count: As for ``fetch``.
+
+        Raises:
+            Problem: It is not a picture's fault, but ``overloaded``, or what ``count`` raises.
+        """
+        end = asyncio.get_running_loop().time() + within_s
+        turn = asyncio.Semaphore(_OF_A_REQUEST)
+
+        async def one(url: str) -> bytes | Problem:
+            async with turn:
+                left_s = end - asyncio.get_running_loop().time()
+                if left_s <= 0:
+                    return _failed(f"the pictures before it took all of the {within_s:g} s")
+                try:
+                    return await self.fetch(url, within_s=left_s, count=count)
+                except Problem as problem:
+                    if problem.code in _OF_A_PICTURE:
+                        return problem
+                    raise
+
+        tasks = [asyncio.create_task(one(url)) for url in urls]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _follow(self, target: Target, count: Count) -> bytes:
         for _ in range(MAX_REDIRECTS + 1):
-            found = await self._get(target, await self._checked_address(target))
+            found = await self._get(target, await self._checked_address(target), count)
             if isinstance(found, bytes):
                 return found
             if target.scheme == "https" and found.scheme == "http":
@@ -278,7 +339,7 @@ class Fetcher:
                 raise _refused("its host lies in a network that is not public")
         return found[0]
 
-    async def _get(self, target: Target, address: Address) -> bytes | Target:
+    async def _get(self, target: Target, address: Address, count: Count) -> bytes | Target:
         scheme, host = target.scheme.encode(), target.host.encode()
         if target.scheme == "https" and self._ssl_context is None:
             self._ssl_context = ssl.create_default_context()
@@ -302,7 +363,7 @@ class Fetcher:
         try:
             answer = await connection.handle_async_request(request)
             try:
-                return await self._taken(target, answer)
+                return await self._taken(target, answer, count)
             finally:
                 await answer.aclose()
         except (
@@ -315,7 +376,9 @@ class Fetcher:
         finally:
             await connection.aclose()
 
-    async def _taken(self, target: Target, answer: httpcore2.Response) -> bytes | Target:
+    async def _taken(
+        self, target: Target, answer: httpcore2.Response, count: Count
+    ) -> bytes | Target:
         headers = {name.decode("latin-1").lower(): value for name, value in answer.headers}
         if answer.status in _REDIRECTS:
             place = headers.get("location", b"").decode("latin-1")
@@ -338,6 +401,7 @@ class Fetcher:
             body += part
             if len(body) > self._max_bytes:
                 raise self._too_large()
+            count(len(part))
         return bytes(body)
 
     def _too_large(self) -> Problem:

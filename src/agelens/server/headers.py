@@ -81,10 +81,15 @@ def served_hosts(settings: ServerSettings) -> tuple[str, ...]:
     could point a name of its own to 127.0.0.1 and read the answers as its own (DNS rebinding).
 
     Raises:
-        ArgumentError: A listed host is none.
+        ArgumentError: A listed host is none, or any name would reach a server that asks for no key.
     """
     from agelens.settings import is_loopback
 
+    if "*" in settings.allowed_hosts and not settings.is_open:
+        raise ArgumentError(
+            "allowed_hosts *: every page in a browser here could point a name of its own to this "
+            "server, which asks for no key; list the names, or pass --keys"
+        )
     for name in settings.allowed_hosts:
         if re.fullmatch(r"\*|(\*\.)?[A-Za-z0-9.-]+|\[[0-9A-Fa-f:]+\]", name) is None:
             raise ArgumentError(

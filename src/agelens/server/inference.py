@@ -17,7 +17,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,7 @@ import cv2
 import numpy as np
 
 from agelens.analyzer import Analyzer, AnalyzerOptions, Scene
+from agelens.containers import open_container
 from agelens.errors import ImageError
 from agelens.server.jobs import (
     ARRAY,
@@ -44,12 +45,19 @@ from agelens.server.jobs import (
     Times,
     Written,
     pack,
+    unpack,
 )
 
 _MEGABYTE: Final = 1 << 20
 _STATM: Final = Path("/proc/self/statm")
 _FULL: Final = 0.75
 """Share of its memory that a process may keep between batches."""
+_WORK_S: Final = 1.0
+"""Seconds of work after which a batch ends: the rest goes back into the line."""
+_HEAVY_PIXELS: Final = 16_000_000
+"""From so many on a picture is worked on alone, so that it holds up no others."""
+_HEAD_BYTES: Final = 1 << 16
+_FACE_S: Final = 0.005
 _KEPT_MODELS: Final = 4
 _KEPT_VARIANTS: Final = 64
 
@@ -58,6 +66,9 @@ class Analyzers:
     """The analyzers of one inference process, by what is asked for; each model is loaded once.
 
     A few models and some dozen sets of options are kept, the latest used.
+
+    Attributes:
+        face_s: Seconds that the estimate of a face took lately.
     """
 
     def __init__(self, base: AnalyzerOptions) -> None:
@@ -65,6 +76,7 @@ class Analyzers:
         self._models: OrderedDict[str, Analyzer] = OrderedDict()
         self._variants: OrderedDict[PictureOptions, Analyzer] = OrderedDict()
         self._models[base.model] = Analyzer(base)
+        self.face_s = _FACE_S
 
     def of(self, options: PictureOptions = DEFAULT_PICTURE) -> Analyzer:
         """The analyzer of these options.
@@ -119,19 +131,36 @@ def main(descriptor: int) -> None:
             batch = _receive(front)
             assert isinstance(batch, Batch)
             answers, times = work(analyzers, batch.tasks)
-            resident_mb, is_full = memory.resident_mb(), memory.is_full()
-            try:
-                _send(front, Done(answers, times, resident_mb, is_full))
-            except Exception as error:  # a function's value that cannot be pickled
-                failed = Answer(error=portable(error))
-                _send(front, Done((failed,) * len(answers), times, resident_mb, is_full))
+            _send(front, Done(answers, times, memory.resident_mb(), memory.is_full()))
 
 
 def work(analyzers: Analyzers, tasks: Sequence[Task]) -> tuple[tuple[Answer, ...], Times]:
-    """Do the tasks of a batch: pictures together, a function by itself."""
+    """Do the tasks of a batch: pictures together, a function by itself.
+
+    Returns:
+        An answer for each task, or for the first ones when the rest should go to the next worker
+        that is free; and how long they took.
+    """
     if len(tasks) == 1 and tasks[0].kind == CALL:
         return (_call(analyzers, tasks[0]),), Times()
     return _PictureBatch(analyzers).work(tasks)
+
+
+@dataclass(frozen=True, eq=False)
+class _Seen:
+    """A picture in which faces were looked for.
+
+    Attributes:
+        place: Which task of the batch it is.
+        analyzer: Of its options.
+        scene: What was found.
+        form: How the answer is written.
+    """
+
+    place: int
+    analyzer: Analyzer
+    scene: Scene
+    form: Form | None
 
 
 class _PictureBatch:
@@ -143,24 +172,46 @@ class _PictureBatch:
 
     def work(self, tasks: Sequence[Task]) -> tuple[tuple[Answer, ...], Times]:
         """Analyse; the faces of all pictures of one model are estimated in one go."""
-        answers: list[Answer | None] = [None] * len(tasks)
-        groups: dict[tuple[str, bool, bool], list[tuple[int, Analyzer, Scene, Form | None]]] = {}
+        start = time.perf_counter()
+        answers: list[Answer] = []
+        groups: dict[tuple[str, bool, bool], list[_Seen]] = {}
+        faces, is_heavy = 0, False
         for place, task in enumerate(tasks):
+            spent_s = time.perf_counter() - start
+            was_heavy, is_heavy = is_heavy, _pixels(task) >= _HEAVY_PIXELS
+            is_enough = was_heavy or spent_s + faces * self._analyzers.face_s > _WORK_S
+            if groups and (is_heavy or is_enough):
+                break
+            if time.monotonic() > task.until:
+                answers.append(Answer(is_late=True))
+                is_heavy = False
+                continue
             try:
                 analyzer = self._analyzers.of(task.options)
                 scene = self._scene(analyzer, task)
             except Exception as error:  # one request must not end the others
-                answers[place] = Answer(error=portable(error))
+                answers.append(Answer(error=portable(error)))
                 continue
+            answers.append(Answer(seconds=time.perf_counter() - start - spent_s))
+            faces += _usable(scene)
             options = analyzer.options
             key = (options.model, options.flip, options.gender)
-            groups.setdefault(key, []).append((place, analyzer, scene, task.form))
+            groups.setdefault(key, []).append(_Seen(place, analyzer, scene, task.form))
         for group in groups.values():
-            places, analyzers, scenes, forms = zip(*group, strict=True)
-            found = self._estimate(analyzers[0], scenes)
-            for place, form, answer in zip(places, forms, found, strict=True):
-                answers[place] = answer if form is None else _written(answer, form)
-        return tuple(answer for answer in answers if answer is not None), self._times
+            self._finish(group, answers)
+        return tuple(answers), self._times
+
+    def _finish(self, group: Sequence[_Seen], answers: list[Answer]) -> None:
+        """Put the answers of one model's pictures in their places."""
+        start = time.perf_counter()
+        found = self._estimate(group[0].analyzer, [seen.scene for seen in group])
+        done = [
+            answer if seen.form is None else _written(answer, seen.form)
+            for seen, answer in zip(group, found, strict=True)
+        ]
+        share_s = (time.perf_counter() - start) / len(group)
+        for seen, answer in zip(group, done, strict=True):
+            answers[seen.place] = replace(answer, seconds=answers[seen.place].seconds + share_s)
 
     def _scene(self, analyzer: Analyzer, task: Task) -> Scene:
         start = time.perf_counter()
@@ -182,11 +233,41 @@ class _PictureBatch:
             answers = [Answer(analysis) for analysis in analyzer.estimate(scenes)]
         except Exception as error:  # the worker goes on
             return [Answer(error=portable(error))] * len(scenes)
-        faces = sum(face.quality.usable for scene in scenes for face in scene.faces)
+        faces = sum(map(_usable, scenes))
         if faces:
-            self._times.estimate_s.append(time.perf_counter() - start)
+            taken_s = time.perf_counter() - start
+            self._times.estimate_s.append(taken_s)
             self._times.batch_faces.append(faces)
+            self._analyzers.face_s += (taken_s / faces - self._analyzers.face_s) / 4
         return answers
+
+
+def _usable(scene: Scene) -> int:
+    """Faces of a picture that will be estimated."""
+    return sum(face.quality.usable for face in scene.faces)
+
+
+def _pixels(task: Task) -> int:
+    """Pixels that a picture says it has; 0 when it does not say so at its beginning."""
+    if task.kind == ARRAY:
+        return 0
+    try:
+        open_container(task.content[:_HEAD_BYTES], _look_no_further)
+    except _Declared as declared:
+        return declared.pixels
+    except Exception:  # what is wrong with it is found out in its turn
+        return 0
+    return 0
+
+
+class _Declared(Exception):
+    def __init__(self, pixels: int) -> None:
+        super().__init__(pixels)
+        self.pixels = pixels
+
+
+def _look_no_further(width: int, height: int) -> None:
+    raise _Declared(width * height)
 
 
 def _written(answer: Answer, form: Form) -> Answer:
@@ -199,20 +280,31 @@ def _written(answer: Answer, form: Form) -> Answer:
 
 
 def _call(analyzers: Analyzers, task: Task) -> Answer:
+    if time.monotonic() > task.until:
+        return Answer(is_late=True)
+    start = time.perf_counter()
     try:
         function, payload = pickle.loads(task.content)
-        return Answer(function(analyzers, payload))
+        value = function(analyzers, payload)
+        unpack(pickle.dumps(value, protocol=5))  # the front would take it for an attack
     except Exception as error:  # the caller's to judge; the worker goes on
         return Answer(error=portable(error))
+    return Answer(value, seconds=time.perf_counter() - start)
 
 
 def portable(error: Exception) -> Exception:
     """The error if it survives the way to the front, else one that says the same."""
     try:
-        copy = pickle.loads(pickle.dumps(error))
+        copy = unpack(pickle.dumps(error))
     except Exception:
         copy = None
-    return error if type(copy) is type(error) else RuntimeError(f"{type(error).__name__}: {error}")
+    if type(copy) is type(error):
+        return error
+    # numpy, for one, has a MemoryError of its own.
+    known = next(kind for kind in type(error).__mro__ if kind.__module__ == "builtins")
+    if known is MemoryError:
+        return MemoryError(str(error))
+    return RuntimeError(f"{type(error).__name__}: {error}")
 
 
 class _Memory:

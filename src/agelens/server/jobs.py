@@ -5,12 +5,16 @@ What the front process and its inference processes say to each other, as plain v
     worker  -> front    Ready or Failed, then one Done for each Batch
 
 Both sides are the same program on the same machine, and a message travels over a socket pair that
-nobody else holds: its length, then a pickle.
+nobody else holds: its length, then a pickle. A worker looks at untrusted pictures, so that the
+front takes from it only the types named here: see ``unpack``.
 """
 
 from __future__ import annotations
 
+import builtins
+import io
 import json
+import math
 import pickle
 import struct
 from collections.abc import Callable
@@ -20,8 +24,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from agelens import errors
 from agelens.analyzer import AnalyzerOptions
 from agelens.detection import DEFAULT_MIN_FACE
+from agelens.errors import AgeLensError
 from agelens.results import DEFAULT_AGE_GROUPS, DEFAULT_LEVEL, Analysis, AnalysisError
 
 if TYPE_CHECKING:
@@ -167,6 +173,7 @@ class Task:
         options: Of a picture.
         name: What results call a picture.
         form: Wanted is the ``Written`` form of the analysis, not the ``Analysis``.
+        until: Time of ``time.monotonic``, which all processes share, after which nobody waits.
     """
 
     content: bytes = field(repr=False)
@@ -174,6 +181,7 @@ class Task:
     options: PictureOptions = DEFAULT_PICTURE
     name: str | None = field(default=None, repr=False)
     form: Form | None = None
+    until: float = math.inf
 
 
 ENCODED: Final = "encoded"
@@ -195,10 +203,14 @@ class Answer:
     Attributes:
         value: An ``Analysis`` or its ``Written`` form; or what the function returned.
         error: Why there is no value; then the task cannot be done on any worker.
+        seconds: How long it took.
+        is_late: Nothing was done for it, for nobody waits any more.
     """
 
     value: Any = field(default=None, repr=False)
     error: Exception | None = None
+    seconds: float = 0.0
+    is_late: bool = False
 
 
 @dataclass
@@ -223,7 +235,7 @@ class Done:
     """What became of a batch.
 
     Attributes:
-        answers: One for each task, in order.
+        answers: One for each task, in order; of pictures that take long, of the first ones only.
         times: How long its pictures took.
         resident_mb: Memory the worker takes afterwards.
         is_full: The worker keeps too much of the memory it may take, and should be replaced.
@@ -243,8 +255,60 @@ def pack(message: Message) -> bytes:
     return pickle.dumps(message, protocol=5)
 
 
+# What workers answer with. Errors beside: those of AgeLens and Python's own.
+_DATA: Final = {
+    "agelens.server.jobs": frozenset({"Answer", "Done", "Failed", "Ready", "Times", "Written"}),
+    "agelens.results": frozenset(
+        {
+            "AgeDistribution",
+            "Analysis",
+            "AnalysisError",
+            "Coverage",
+            "Face",
+            "GenderEstimate",
+            "OlderAges",
+            "Quality",
+        }
+    ),
+    "agelens.gate.decision": frozenset({"Look", "Sight"}),
+    "agelens.gate.liveness": frozenset({"Reason"}),
+    "numpy": frozenset({"dtype", "ndarray"}),
+    "numpy._core.multiarray": frozenset({"_reconstruct", "scalar"}),
+    "numpy._core.numeric": frozenset({"_frombuffer"}),
+}
+_ERRORS: Final = {"agelens.errors": AgeLensError, "builtins": Exception}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Loads plain data and errors: a worker that a picture has taken over may send anything."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name in _DATA.get(module, ()):
+            return super().find_class(module, name)
+        if module in _ERRORS:
+            place = builtins if module == "builtins" else errors
+            found = getattr(place, name, None)
+            if isinstance(found, type) and issubclass(found, _ERRORS[module]):
+                return found
+        raise pickle.UnpicklingError(f"{module}.{name} is nothing that a worker answers with")
+
+
+def unpack(content: bytes | bytearray | memoryview) -> Any:
+    """What a worker packed, when it holds nothing but results, errors and numbers.
+
+    Raises:
+        Exception: It holds something else, or is no pickle; ``pickle`` raises many kinds.
+    """
+    return _Unpickler(io.BytesIO(content)).load()
+
+
 def picture_task(
-    image: Image, options: PictureOptions, name: str | None = None, form: Form | None = None
+    image: Image,
+    options: PictureOptions,
+    name: str | None = None,
+    form: Form | None = None,
+    *,
+    until: float = math.inf,
 ) -> Task:
     """The task of one picture.
 
@@ -253,12 +317,13 @@ def picture_task(
         options: What was asked for.
         name: What results call it.
         form: Wanted is the ``Written`` form of the analysis.
+        until: Time of ``time.monotonic`` after which nobody waits.
     """
     if isinstance(image, np.ndarray):
-        return Task(pickle.dumps(image, protocol=5), ARRAY, options, name, form)
-    return Task(image, ENCODED, options, name, form)
+        return Task(pickle.dumps(image, protocol=5), ARRAY, options, name, form, until)
+    return Task(image, ENCODED, options, name, form, until)
 
 
-def call_task(function: Function, payload: Any) -> Task:
+def call_task(function: Function, payload: Any, *, until: float = math.inf) -> Task:
     """The task of calling ``function(analyzers, payload)`` in a worker; both are pickled here."""
-    return Task(pickle.dumps((function, payload), protocol=5), CALL)
+    return Task(pickle.dumps((function, payload), protocol=5), CALL, until=until)

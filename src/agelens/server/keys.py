@@ -13,13 +13,14 @@ import os
 import re
 import secrets
 import stat
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Generic, Literal, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
@@ -33,9 +34,11 @@ PREFIX: Final = "al_"
 _KEY: Final = re.compile(r"al_([a-z2-7]{8})_[A-Za-z0-9_-]{43}")
 _ID_LETTERS: Final = "abcdefghijklmnopqrstuvwxyz234567"
 _LARGEST_FILE: Final = 4 * 1024 * 1024
+_QUICK_S: Final = 0.01
 _NO_KEY: Final = hashlib.sha256(b"no key has this text").hexdigest()
 
 Clock = Callable[[], datetime]
+Content = TypeVar("Content")
 
 
 class Scope(StrEnum):
@@ -332,6 +335,55 @@ def _keep_readers(path: Path, handle: int) -> None:
 # --- the ring -------------------------------------------------------------------------------------
 
 
+class WatchedFile(Generic[Content]):
+    """What a file holds, read again when it changes.
+
+    A file that turns unreadable changes nothing: what was good counts on, and it is tried again at
+    each question, for it may have been the reading that failed and not the file.
+    """
+
+    def __init__(
+        self, path: Path, read: Callable[[Path], Content], on_problem: Callable[[str], None]
+    ) -> None:
+        """Read the file.
+
+        Args:
+            path: The file.
+            read: From the file to what it holds; an ``ArgumentError`` says why it cannot be taken.
+            on_problem: Told why a changed file is not taken, once for each change.
+
+        Raises:
+            ArgumentError: It cannot be taken now.
+        """
+        self._path = path
+        self._parse = read
+        self._on_problem = on_problem
+        self._taken = self._told = _signature(path)
+        self._content = read(path)
+        self._not_before = 0.0
+
+    def content(self) -> Content:
+        """What it holds now, or held when it last could be taken."""
+        now = _signature(self._path)
+        if now != self._taken and (now != self._told or time.monotonic() >= self._not_before):
+            self._take(now)
+        return self._content
+
+    def _take(self, signature: tuple[int, ...]) -> None:
+        start = time.monotonic()
+        try:
+            self._content = self._parse(self._path)
+        except ArgumentError as error:
+            took_s = time.monotonic() - start
+            # A large broken file must not be parsed for each question that anybody asks.
+            self._not_before = start + (10 * took_s if took_s > _QUICK_S else 0)
+            if signature != self._told:
+                self._on_problem(str(error))
+        else:
+            self._taken = signature
+        self._told = signature
+
+
 class KeyRing:
     """The keys that a server knows: the file is read again when it changes.
 
@@ -349,37 +401,29 @@ class KeyRing:
 
         Args:
             path: The file.
-            on_problem: Told once why a changed file is not taken.
+            on_problem: Told why a changed file is not taken, once for each change.
 
         Raises:
             ArgumentError: As ``KeyFile.read``.
         """
         self.path = Path(path)
-        self._on_problem = on_problem
-        self._seen = file_signature(self.path)
-        self._keys = {key.id: key for key in _read(self.path)}
+        self._file = WatchedFile(self.path, _by_id, on_problem)
 
     def find(self, text: str) -> ApiKey | None:
         """The key with this text, whether it still counts or not; None when there is none."""
-        self._read_if_changed()
+        keys = self._file.content()
         match = _KEY.fullmatch(text)
-        key = self._keys.get(match[1]) if match else None
+        key = keys.get(match[1]) if match else None
         # An unknown id costs the same comparison as a wrong secret.
         same = hmac.compare_digest(_digest(text), key.sha256 if key else _NO_KEY)
         return key if same else None
 
-    def _read_if_changed(self) -> None:
-        now = file_signature(self.path)
-        if now == self._seen:
-            return
-        self._seen = now
-        try:
-            self._keys = {key.id: key for key in _read(self.path)}
-        except ArgumentError as error:
-            self._on_problem(str(error))
+
+def _by_id(path: Path) -> dict[str, ApiKey]:
+    return {key.id: key for key in _read(path)}
 
 
-def file_signature(path: Path) -> tuple[int, ...]:
+def _signature(path: Path) -> tuple[int, ...]:
     """What changes when a file is written or replaced; empty while there is none."""
     try:
         found = path.stat()
@@ -388,4 +432,4 @@ def file_signature(path: Path) -> tuple[int, ...]:
     return (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)
 
 
-__all__ = ["PREFIX", "SCHEMA", "ApiKey", "KeyFile", "KeyRing", "NewKey", "Scope", "file_signature"]
+__all__ = ["PREFIX", "SCHEMA", "ApiKey", "KeyFile", "KeyRing", "NewKey", "Scope", "WatchedFile"]

@@ -1,9 +1,10 @@
 """
 The log: a JSON object a line on standard error, with the request's id and without its content.
 
-What is logged is named here and nowhere else: method, route template, status, problem code,
-durations, sizes and events of the server. Never a body, a file name, a query, an address, a key
-or a result.
+What is logged is named here and nowhere else: the caller by the id of the key or a pseudonym,
+method, route template, status, problem code, durations, sizes and events of the server. Never a
+body, a file name, a query, an address, a key or a result. What libraries say is passed on without
+their words: who said it, and where.
 """
 
 from __future__ import annotations
@@ -11,15 +12,21 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import threading
 import traceback
-from typing import Any, Final
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger
 
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
+
 _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 # What these say holds addresses of clients and paths with their queries.
 _UNSAFE_LOGGERS: Final = ("uvicorn.access", "uvicorn.asgi", "websockets")
+_OWN_HANDLERS: Final = ("uvicorn", "uvicorn.error", "asyncio", "python_multipart")
 
 
 def open_log(level: str) -> FilteringBoundLogger:
@@ -50,14 +57,37 @@ def where_it_broke(error: BaseException) -> dict[str, Any]:
     }
 
 
-def adopt_uvicorn(log: FilteringBoundLogger) -> None:
-    """Pass on what uvicorn says of itself; drop what it says of requests."""
+def adopt_libraries(log: FilteringBoundLogger) -> None:
+    """Pass on what libraries and Python itself would print, each as a line of the log."""
     for name in _UNSAFE_LOGGERS:
         logging.getLogger(name).disabled = True
-    logger = logging.getLogger("uvicorn.error")
-    logger.handlers = [_Adopted(log)]
-    logger.propagate = False
-    logger.setLevel(logging.WARNING)
+    root = logging.getLogger()
+    root.handlers = [_Adopted(log)]
+    root.setLevel(logging.WARNING)
+    for name in _OWN_HANDLERS:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [], True
+    logging.captureWarnings(True)
+    logging.raiseExceptions = False  # a record that cannot be formatted would be printed
+
+    def unraisable(found: UnraisableHookArgs) -> None:
+        _told(log, "unraisable", found.exc_value, found.exc_traceback)
+
+    def ended(found: threading.ExceptHookArgs) -> None:
+        _told(log, "thread", found.exc_value, found.exc_traceback)
+
+    sys.unraisablehook = unraisable
+    threading.excepthook = ended
+
+
+def _told(
+    log: FilteringBoundLogger,
+    where: str,
+    error: BaseException | None,
+    place: TracebackType | None,
+) -> None:
+    facts = {} if error is None else where_it_broke(error.with_traceback(place))
+    log.error("library", logger=where, **facts)
 
 
 class _Adopted(logging.Handler):
@@ -69,5 +99,6 @@ class _Adopted(logging.Handler):
         facts: EventDict = {}
         if record.exc_info and record.exc_info[1] is not None:
             facts = dict(where_it_broke(record.exc_info[1]))
-        # The format only: its arguments may be addresses or paths.
-        self._log.log(record.levelno, "server", message=str(record.msg).strip(), **facts)
+        # Not even the format: some libraries put into it what a client sent.
+        place = f"{record.filename}:{record.lineno} {record.funcName}"
+        self._log.log(record.levelno, "library", logger=record.name, place=place, **facts)

@@ -133,7 +133,7 @@ class Metrics:
             self.batch_faces.observe(value)
         elif name == "refused":
             self.tasks.labels(f"refused_{labels['reason']}").inc(value)
-        elif name in ("expired", "abandoned", "retried", "poison"):
+        elif name in ("expired", "hopeless", "abandoned", "put_back", "retried", "poison"):
             self.tasks.labels(name).inc(value)
         elif name == "restart":
             self.restarts.labels(labels["reason"]).inc(value)

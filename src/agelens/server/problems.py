@@ -10,6 +10,7 @@ from typing import Any, Final
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 MEDIA_TYPE: Final = "application/problem+json"
@@ -62,6 +63,9 @@ _BY_STATUS: Final = {
     429: "rate_limited",
     503: "overloaded",
 }
+
+
+_MOST_FAULTS: Final = 200
 
 
 class Problem(HTTPException):
@@ -171,6 +175,21 @@ def listed_faults(errors: Sequence[Any], place: str | None = None) -> list[dict[
             }
         )
     return faults
+
+
+def faults_of(error: ValidationError, place: str) -> tuple[str, list[dict[str, str]]]:
+    """What pydantic found wrong in a text: the kind of the first fault, and a list of at most ten.
+
+    Args:
+        error: Of one text.
+        place: What the text is, as "body".
+    """
+    count = error.error_count()
+    if count > _MOST_FAULTS:  # each costs more than the text that it came from
+        message = f"there are {count:,} faults in it; compare it with the description at /docs"
+        return "many", [{"name": place, "in": place, "message": message}]
+    found = error.errors(include_input=False, include_url=False, include_context=False)
+    return found[0]["type"], listed_faults(found, place)
 
 
 async def _http(request: Request, error: Exception) -> JSONResponse:

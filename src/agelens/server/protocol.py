@@ -14,8 +14,9 @@ import json
 import socket
 import sys
 import uuid
+from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import h11
@@ -24,6 +25,7 @@ from uvicorn._types import ASGI3Application
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol, RequestResponseCycle
 
 from agelens.server.problems import MEDIA_TYPE, Problem
+from agelens.server.rates import network_of
 
 _LINGER_S: Final = 2.0
 _LINGER_BYTES: Final = 64 * 1024 * 1024
@@ -40,6 +42,10 @@ class ConnectionLimits:
         header_s: For the head of a request, from its first byte or the connection's start.
         body_s: For the rest of a request once its head is there.
         write_s: For a client to take a part of its answer.
+        connections_of_address: Connections at a time of one address, or network of IPv6; streams
+            have a limit of their own.
+        is_shared: Whether an address stands for many clients, as a proxy's does.
+        open: Connections by address, of all that have these limits.
     """
 
     connections: int
@@ -47,6 +53,9 @@ class ConnectionLimits:
     header_s: float
     body_s: float
     write_s: float
+    connections_of_address: int
+    is_shared: Callable[[str], bool]
+    open: Counter[str] = field(default_factory=Counter)
 
 
 Refused = Callable[[Problem, str], None]
@@ -64,6 +73,7 @@ class LimitedProtocol(H11Protocol):
         self._refused = refused
         self._timer: asyncio.TimerHandle | None = None
         self._lingering: int | None = None
+        self._counted_as: str | None = None
         self.app = self._watched(self.app)
 
     # --- life of the connection ------------------------------------------------------------------
@@ -76,18 +86,14 @@ class LimitedProtocol(H11Protocol):
         super().connection_made(_Lingering(transport, self))  # type: ignore[arg-type]
         self._arm(self._limits.header_s, self._header_late)
         if len(self.connections) > self._limits.connections:
-            self._refuse(
-                Problem(
-                    503,
-                    "overloaded",
-                    "there are too many connections; try again later",
-                    headers={"retry-after": "1"},
-                )
-            )
+            self._refuse_connection("there are too many connections")
+        elif self._is_one_too_many():
+            self._refuse_connection("there are too many connections from this address")
 
     @override
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        self._uncount()
         super().connection_lost(exc)
 
     @override
@@ -109,6 +115,7 @@ class LimitedProtocol(H11Protocol):
     @override
     def handle_websocket_upgrade(self, event: h11.Request) -> None:
         self._disarm()
+        self._uncount()
         assert isinstance(self.transport, _Lingering)
         self.transport = self.transport.whole
         super().handle_websocket_upgrade(event)
@@ -132,6 +139,28 @@ class LimitedProtocol(H11Protocol):
 
     def _is_idle(self) -> bool:
         return self.cycle is None or self.cycle.response_complete
+
+    # --- how many there are ----------------------------------------------------------------------
+
+    def _is_one_too_many(self) -> bool:
+        """Count the connection with its address; True when that has more than it may."""
+        address = self.client[0] if self.client else ""
+        if not address or self._limits.is_shared(address):
+            return False
+        self._counted_as = network_of(address)
+        self._limits.open[self._counted_as] += 1
+        return self._limits.open[self._counted_as] > self._limits.connections_of_address
+
+    def _uncount(self) -> None:
+        if self._counted_as is not None:
+            self._limits.open[self._counted_as] -= 1
+            if not self._limits.open[self._counted_as]:
+                del self._limits.open[self._counted_as]
+            self._counted_as = None
+
+    def _refuse_connection(self, why: str) -> None:
+        wait = {"retry-after": "1"}
+        self._refuse(Problem(503, "overloaded", f"{why}; try again later", headers=wait))
 
     # --- time ------------------------------------------------------------------------------------
 

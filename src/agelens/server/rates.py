@@ -1,5 +1,6 @@
 """
-How often one may ask: at most so many requests in any minute, for each key and each address.
+How often one may ask: at most so many pictures and other requests in any minute, for each key, and
+so many requests for each address.
 
 A moving window, kept in this process: it admits the limit and not twice the limit around a turn of
 the minute, on a clock that nobody sets.
@@ -30,7 +31,7 @@ class Verdict:
     Attributes:
         name: The limit: "key" or "address".
         admitted: Whether the request is within it.
-        limit: Requests in any window.
+        limit: Requests, or pictures, in any window.
         remaining: Further requests that would be admitted now.
         reset_s: Until one more is admitted, when there is none left; else until all are.
         window_s: Length of the window.
@@ -56,7 +57,11 @@ class Verdict:
 
 
 class MovingWindow:
-    """At most ``limit`` hits of one name in any ``window_s`` seconds. For one thread."""
+    """At most ``limit`` hits of one name in any ``window_s`` seconds. For one thread.
+
+    What weighs more than one is admitted while there is room for one, and may overdraw; what comes
+    after it waits the longer.
+    """
 
     def __init__(
         self,
@@ -76,17 +81,24 @@ class MovingWindow:
 
     def hit(self, who: str) -> Verdict:
         """Count a request if it is within the limit; a refused one does not count."""
+        return self._count(who, 1, self.limit - 1)
+
+    def add(self, who: str, weight: int) -> Verdict:
+        """Count more of a request that was admitted; refused where others have overdrawn."""
+        return self._count(who, weight, self.limit)
+
+    def _count(self, who: str, weight: int, most_before: int) -> Verdict:
         now = self._clock()
         hits = self._hits.setdefault(who, deque())
         self._hits.move_to_end(who)
         while hits and hits[0] <= now - self.window_s:
             hits.popleft()
-        admitted = len(hits) < self.limit
+        admitted = len(hits) <= most_before
         if admitted:
-            hits.append(now)
+            hits.extend([now] * weight)
         self._forget(now)
-        remaining = self.limit - len(hits)
-        turning = hits[-1] if remaining else hits[0]
+        remaining = max(0, self.limit - len(hits))
+        turning = hits[-1] if remaining else hits[len(hits) - self.limit]
         reset_s = turning + self.window_s - now
         return Verdict(self.name, admitted, self.limit, remaining, reset_s, self.window_s)
 
@@ -120,6 +132,10 @@ class Rates:
     def of_caller(self, caller_id: str) -> Verdict:
         """Count a request of a key, or of a bearer of tokens."""
         return self._keys.hit(caller_id)
+
+    def of_pictures(self, caller_id: str, count: int) -> Verdict:
+        """Count further pictures of a request of theirs."""
+        return self._keys.add(caller_id, count)
 
 
 def network_of(address: str) -> str:

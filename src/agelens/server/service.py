@@ -35,7 +35,7 @@ from agelens.settings import ServerSettings
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from agelens.server.auth import Authority
+    from agelens.server.auth import Authority, Caller
     from agelens.server.gates import Gates
 
 
@@ -107,7 +107,7 @@ class Service:
                 queue=settings.queue,
                 batch=settings.batch,
                 memory_limit_mb=settings.memory_limit_mb,
-                on_event=self.metrics.pool_event,
+                on_event=self._pool_event,
             )
         except Exception as error:
             self.failed = error
@@ -117,6 +117,25 @@ class Service:
             state = self._pool.state()
             self.log.info("ready", workers=state.workers, model=state.model)
 
+    def _pool_event(self, name: str, value: float, **labels: str) -> None:
+        """Count what the pool tells, and log what an operator may have to look after."""
+        self.metrics.pool_event(name, value, **labels)
+        if name == "started":
+            self.log.info("worker_started", pid=int(labels["worker"]), seconds=round(value, 1))
+        elif name == "restart":
+            self.log.warning(
+                "worker_lost",
+                pid=int(labels["worker"]),
+                reason=labels["reason"],
+                status=int(labels["status"]),
+            )
+        elif name == "not_started":
+            self.log.error("worker_not_started", reason=labels["error"])
+        elif name == "poison":
+            self.log.warning("poison")
+        elif name == "printed":
+            self.log.warning("worker_printed", pid=int(labels["worker"]), lines=int(value))
+
     def note(
         self,
         request_id: str,
@@ -125,6 +144,7 @@ class Service:
         status: int | None,
         code: str | None,
         seconds: float,
+        caller: str | None = None,
     ) -> None:
         """Count a request that was answered and write its line in the log."""
         self.metrics.requests.labels(method, route, str(status or "none")).inc()
@@ -134,6 +154,7 @@ class Service:
         self.log.info(
             "request",
             request_id=request_id,
+            caller=caller,
             method=method,
             route=route,
             status=status,
@@ -159,12 +180,12 @@ class Service:
 
     @property
     def pool_state(self) -> PoolState | None:
-        """How the workers are; None before all have started."""
+        """How the workers are; None before all have started for the first time."""
         return None if self._pool is None else self._pool.state()
 
     @property
     def ready(self) -> bool:
-        """True when every worker is warm and the server is not about to end."""
+        """True when a worker is warm and the server is not about to end."""
         return not self.closing and self._pool is not None and self._pool.state().ready
 
     def begin_closing(self) -> None:
@@ -221,12 +242,18 @@ def pool_problems() -> Iterator[None]:
         wait = {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
         raise Problem(503, "overloaded", str(error), headers=wait) from error
     except DeadlineExceeded as error:
-        raise Problem(503, "deadline", str(error), headers={"retry-after": "1"}) from error
+        wait = {"retry-after": str(max(1, math.ceil(error.retry_after_s)))}
+        raise Problem(503, "deadline", str(error), headers=wait) from error
     except WorkerLost as error:
         if error.poison:
             detail = f"picture {error.place}: {error}"
             raise Problem(422, "poison", detail, index=error.place) from error
         raise Problem(503, "worker_lost", str(error), headers={"retry-after": "1"}) from error
+
+
+def turns_of(caller: Caller) -> str | None:
+    """Whose turns in the line a caller's pictures take; None where all are one, without keys."""
+    return None if caller.kind == "local" else caller.id
 
 
 def service_of(connection: Request | WebSocket) -> Service:

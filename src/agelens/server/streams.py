@@ -17,7 +17,7 @@ import json
 import time
 import uuid
 from collections import Counter, deque
-from collections.abc import Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
@@ -28,11 +28,12 @@ from starlette.websockets import WebSocketDisconnect
 from agelens.gate.fusion import fuse, fuse_genders
 from agelens.results import AgeDistribution, Analysis, AnalysisError, Face, GenderEstimate
 from agelens.server.api import picture_options
-from agelens.server.auth import Scope, admit
+from agelens.server.auth import CALLER, Scope, admit, known
 from agelens.server.jobs import PictureOptions
 from agelens.server.logs import where_it_broke
-from agelens.server.problems import Problem, listed_faults
-from agelens.server.service import Service, pool_problems, service_of
+from agelens.server.problems import CODES, Problem, faults_of
+from agelens.server.rates import network_of
+from agelens.server.service import Service, pool_problems, service_of, turns_of
 from agelens.server.wire import AnalyzeQuery
 from agelens.video.tracking import Tracker
 
@@ -91,11 +92,12 @@ class Hall:
     """The streams of one application, so that no caller takes them all.
 
     Attributes:
-        greeting: Connections that have not said hello yet, by address.
+        greeting: Until when those that have not said hello yet may do so, by address or network,
+            the oldest first.
         open: Streams, by caller.
     """
 
-    greeting: Counter[str] = field(default_factory=Counter)
+    greeting: dict[str, list[asyncio.Timeout]] = field(default_factory=dict)
     open: Counter[str] = field(default_factory=Counter)
 
     @classmethod
@@ -107,17 +109,44 @@ class Hall:
         found: Hall = state.streams
         return found
 
-    @contextlib.contextmanager
-    def greeted(self, address: str, most: int) -> Iterator[None]:
+    @contextlib.asynccontextmanager
+    async def greeted(self, network: str, most: int) -> AsyncIterator[None]:
         """While a connection has not said hello yet.
 
         Raises:
-            Ended: Too many do so at a time.
+            Ended: It took too long, too many of its network do so at a time, or all together do and
+                no network does more than its own.
         """
-        if self.greeting[address] >= _GREETINGS_OF_ADDRESS or self.greeting.total() >= most:
+        mine = len(self.greeting.get(network, ()))
+        if mine >= _GREETINGS_OF_ADDRESS:
             raise Ended("overloaded", 503, "too many connections that have not said hello")
-        with _counted(self.greeting, address):
-            yield
+        if sum(map(len, self.greeting.values())) >= most:
+            self._make_room(mine)
+        try:
+            async with asyncio.timeout(HELLO_S) as until:
+                self.greeting.setdefault(network, []).append(until)
+                try:
+                    yield
+                finally:
+                    self._forget(network, until)
+        except TimeoutError as error:
+            raise Ended("hello_timeout", 408, f"no hello within {HELLO_S:g} s") from error
+
+    def _make_room(self, mine: int) -> None:
+        """End the oldest greeting of the network that has most, so that nobody can take all."""
+        network = max(self.greeting, key=lambda name: len(self.greeting[name]))
+        if len(self.greeting[network]) <= mine:
+            raise Ended("overloaded", 503, "too many connections that have not said hello")
+        oldest = self.greeting[network][0]
+        self._forget(network, oldest)
+        oldest.reschedule(0)
+
+    def _forget(self, network: str, until: asyncio.Timeout) -> None:
+        there = self.greeting.get(network, [])
+        if until in there:
+            there.remove(until)
+        if not there:
+            self.greeting.pop(network, None)
 
     @contextlib.contextmanager
     def opened(self, caller: str, service: Service) -> Iterator[None]:
@@ -155,13 +184,14 @@ async def stream(websocket: WebSocket) -> None:
     try:
         try:
             address = websocket.client.host if websocket.client else ""
-            with hall.greeted(address, service.settings.max_streams):
+            async with hall.greeted(network_of(address), service.settings.max_streams):
                 await websocket.accept()
                 hello = await _hello(websocket)
-                caller = await admit(websocket, Scope.ANALYZE, credential=hello.key)
-                picture = picture_options(hello.options, service)
+            caller = await admit(websocket, Scope.ANALYZE, credential=hello.key)
+            picture = picture_options(hello.options, service)
             with hall.opened(caller.id, service):
-                await _Talk(websocket, service, hello, picture, frames).run()
+                talk = _Talk(websocket, service, hello, picture, frames, turns_of(caller))
+                await talk.run()
         except Problem as problem:
             raise Ended.by(problem) from problem
     except Ended as end:
@@ -177,6 +207,7 @@ async def stream(websocket: WebSocket) -> None:
     service.log.info(
         "stream",
         request_id=uuid.uuid4().hex,
+        caller=websocket.scope.get(CALLER),
         code=code,
         seconds=seconds,
         frames=frames.total(),
@@ -188,13 +219,9 @@ async def _hello(websocket: WebSocket) -> Hello:
     """The first message.
 
     Raises:
-        Ended: It did not come in time, or is none.
+        Ended: It is none.
     """
-    try:
-        async with asyncio.timeout(HELLO_S):
-            message = await websocket.receive()
-    except TimeoutError as error:
-        raise Ended("hello_timeout", 408, f"no hello within {HELLO_S:g} s") from error
+    message = await websocket.receive()
     _require_open(message)
     text = message.get("text")
     if text is None:
@@ -204,9 +231,8 @@ async def _hello(websocket: WebSocket) -> Hello:
     try:
         return Hello.model_validate_json(text)
     except ValidationError as error:
-        found = error.errors(include_input=False, include_url=False, include_context=False)
-        fault = listed_faults(found, "hello")[0]
-        is_option = found[0]["loc"][:1] == ("options",)
+        _, (fault, *_) = faults_of(error, "hello")
+        is_option = fault["name"].split(".")[0] == "options"
         code = ("bad_option", 422) if is_option else ("bad_message", 400)
         raise Ended(*code, f"hello: {fault['name']}: {fault['message']}") from error
 
@@ -221,6 +247,11 @@ async def _say_goodbye(websocket: WebSocket, end: Ended) -> None:
     words = {"type": "error", "code": end.code, "message": end.message}
     with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):
         async with asyncio.timeout(_SEND_S):
+            if websocket.application_state.name == "CONNECTING" and end.code in CODES:
+                wait = {"retry-after": "1"}
+                problem = Problem(end.close - 4000, end.code, end.message, headers=wait)
+                await websocket.send_denial_response(problem.response())
+                return
             if websocket.application_state.name == "CONNECTED":
                 await websocket.send_text(json.dumps(words, ensure_ascii=False))
             await websocket.close(end.close, end.code[:_LONGEST_REASON])
@@ -254,7 +285,9 @@ class _Talk:
         hello: Hello,
         picture: PictureOptions,
         frames: Counter[str],
+        turns: str | None,
     ) -> None:
+        self._turns = turns
         self._websocket = websocket
         self._service = service
         self._hello = hello
@@ -319,7 +352,7 @@ class _Talk:
             self._waiting = _Frame(self._received, data, time.monotonic())
             self._arrived.set()
             if time.monotonic() - checked > _RECHECK_S:
-                await self._service.authority.authenticate(self._websocket, self._hello.key)
+                await known(self._websocket, Scope.ANALYZE, credential=self._hello.key)
                 checked = time.monotonic()
 
     async def _next(self) -> bytes:
@@ -354,6 +387,7 @@ class _Talk:
                         [frame.data],
                         self._picture,
                         deadline_s=min(_ANSWER_S, self._service.settings.deadline_s),
+                        caller=self._turns,
                     )
             except Problem as problem:
                 await self._give_up(frame, problem)

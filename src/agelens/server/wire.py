@@ -34,6 +34,7 @@ from agelens.results import (
     age_group_starts,
 )
 from agelens.server.jobs import Form, PictureOptions
+from agelens.settings import MOST_IN_A_LIST
 
 BASE64_PATTERN: Final = (
     r"^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=|[A-Za-z0-9+/]{4})$"
@@ -189,7 +190,7 @@ class ImagesBody(BaseModel):
         },
     )
 
-    images: list[AnyImage] = Field(min_length=1)
+    images: list[AnyImage] = Field(min_length=1, max_length=MOST_IN_A_LIST)
 
 
 def _example() -> dict[str, Any]:
