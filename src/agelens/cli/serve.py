@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -57,6 +58,8 @@ def serve(
 
       agelens serve --config /etc/agelens/serve.toml --set max_images=8
     """
+    if sys.platform == "win32":
+        raise ArgumentError("the service runs on Linux and macOS; on Windows use WSL")
     try:
         from agelens.server.app import serve as run
         from agelens.settings import ServerSettings
