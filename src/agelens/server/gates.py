@@ -419,7 +419,7 @@ class DecisionAnswer(BaseModel):
                     "admit": "over",
                     "policy": {"name": "shop-18", "sha256": "e" * 64},
                     "model": {
-                        "name": "agelens-s@1.0",
+                        "name": "agelens-s@1.1",
                         "sha256": "a" * 64,
                         "card_sha256": "b" * 64,
                     },

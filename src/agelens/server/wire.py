@@ -201,7 +201,7 @@ def _example() -> dict[str, Any]:
         AgeDistribution.from_normal(34, 5),
         GenderEstimate(0.97),
     )
-    return {**Analysis("a.jpg", 640, 480, (face,), None, "agelens-s@1.0").to_dict()}
+    return {**Analysis("a.jpg", 640, 480, (face,), None, "agelens-s@1.1").to_dict()}
 
 
 class AnalyzeAnswer(BaseModel):
