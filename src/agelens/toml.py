@@ -1,5 +1,5 @@
 """
-TOML: plain values as text, and what is wrong with a table that a model refuses.
+TOML: files by name or path, plain values as text, and what is wrong with a table that is refused.
 """
 
 from __future__ import annotations
@@ -10,6 +10,9 @@ import math
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
 from typing import Any, Final, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
@@ -18,6 +21,57 @@ from pydantic_core import ErrorDetails
 from agelens.errors import ArgumentError
 
 Checked = TypeVar("Checked", bound=BaseModel)
+
+# --- reading --------------------------------------------------------------------------------------
+
+_LARGEST: Final = 1_000_000
+
+
+@dataclass(frozen=True)
+class TomlFolder:
+    """The TOML files of one kind that come with AgeLens, found by name beside the user's own.
+
+    Attributes:
+        package: Package that holds them, as "agelens.gate".
+        folder: Its folder of them.
+        noun: What one of them is called in messages.
+    """
+
+    package: str
+    folder: str
+    noun: str
+
+    def names(self) -> tuple[str, ...]:
+        """Names of those that come with AgeLens, without ``.toml``."""
+        there = (resources.files(self.package) / self.folder).iterdir()
+        ends = ".toml"
+        return tuple(sorted(e.name.removesuffix(ends) for e in there if e.name.endswith(ends)))
+
+    def read(self, source: str | Path) -> tuple[str, str]:
+        """What to call a file in messages, and its text.
+
+        Args:
+            source: A name of ``names``, or the path of a file.
+
+        Raises:
+            ArgumentError: There is no such file, or it is no text of a sensible size.
+        """
+        if str(source) in self.names():
+            shipped = resources.files(self.package) / self.folder / f"{source}.toml"
+            return f"{source}.toml", shipped.read_text(encoding="utf-8")
+        path = Path(source).expanduser()
+        try:
+            if path.stat().st_size > _LARGEST:
+                raise ArgumentError(f"{path}: no {self.noun}: it is larger than {_LARGEST:,} bytes")
+            return str(path), path.read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise ArgumentError(
+                f"{source}: no such {self.noun}; give the path of a TOML file or one of "
+                f"{', '.join(self.names())}"
+            ) from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ArgumentError(f"{source}: cannot be read as a {self.noun}: {error}") from error
+
 
 # --- explaining -----------------------------------------------------------------------------------
 

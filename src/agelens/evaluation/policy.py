@@ -10,7 +10,6 @@ What a model must do to pass an audit: one TOML file, checked before anything is
 from __future__ import annotations
 
 import hashlib
-from importlib import resources
 from pathlib import Path
 from typing import Final, Literal, Self
 
@@ -23,11 +22,10 @@ from pydantic import (
     model_validator,
 )
 
-from agelens.errors import ArgumentError
 from agelens.evaluation.gate_errors import RULES, ErrorKind
 from agelens.evaluation.metrics import find_metric
 from agelens.evaluation.stress import SLICES, STRESS_METRICS
-from agelens.toml import checked_table, parsed_toml
+from agelens.toml import TomlFolder, checked_table, parsed_toml
 
 POLICY_SCHEMA: Final = "agelens.audit-policy/1"
 EVERY_COLUMN: Final = "*"
@@ -35,7 +33,7 @@ EVERY_COLUMN: Final = "*"
 
 JudgedBy = Literal["value", "confident"]
 
-_LARGEST_POLICY: Final = 1_000_000
+_FILES: Final = TomlFolder("agelens.evaluation", "policies", "policy")
 
 
 class _Part(BaseModel):
@@ -238,7 +236,7 @@ class AuditPolicy(_Part):
             ArgumentError: There is no such policy, it is not TOML, or a key or value is wrong; the
                 message names each key with the value that was found.
         """
-        where, text = _read(source)
+        where, text = _FILES.read(source)
         return cls.parse(text, where=where)
 
     @classmethod
@@ -260,29 +258,4 @@ class AuditPolicy(_Part):
 
 def shipped_policies() -> tuple[str, ...]:
     """Names of the policies that come with AgeLens."""
-    folder = resources.files("agelens.evaluation") / "policies"
-    return tuple(
-        sorted(
-            entry.name.removesuffix(".toml")
-            for entry in folder.iterdir()
-            if entry.name.endswith(".toml")
-        )
-    )
-
-
-def _read(source: str | Path) -> tuple[str, str]:
-    if str(source) in shipped_policies():
-        shipped = resources.files("agelens.evaluation") / "policies" / f"{source}.toml"
-        return f"{source}.toml", shipped.read_text(encoding="utf-8")
-    path = Path(source).expanduser()
-    try:
-        if path.stat().st_size > _LARGEST_POLICY:
-            raise ArgumentError(f"{path}: no policy: it is larger than {_LARGEST_POLICY:,} bytes")
-        return str(path), path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ArgumentError(
-            f"{source}: no such policy; give the path of a TOML file or one of "
-            f"{', '.join(shipped_policies())}"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"{source}: cannot be read as a policy: {error}") from error
+    return _FILES.names()

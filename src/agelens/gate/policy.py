@@ -19,7 +19,6 @@ from __future__ import annotations
 import datetime as dt
 import hashlib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, Self
@@ -32,12 +31,13 @@ from agelens.data.schema import write_text
 from agelens.errors import ArgumentError
 from agelens.evaluation.signing import canonical_json
 from agelens.results import AGE_COUNT, AgeDistribution
-from agelens.toml import checked_table, parsed_toml, toml_text
+from agelens.toml import TomlFolder, checked_table, parsed_toml, toml_text
 
 if TYPE_CHECKING:
     from agelens.evaluation.policy import AuditPolicy
 
 SCHEMA: Final = "agelens.gate-policy/1"
+_FILES: Final = TomlFolder("agelens.gate", "policies", "policy")
 
 LONGEST_NAME: Final = 80
 """Characters of a policy's name."""
@@ -585,7 +585,7 @@ class GatePolicy(_Part):
             ArgumentError: There is no such policy, it is not TOML, or a key or value is wrong; the
                 message names each one.
         """
-        where, text = _read(source)
+        where, text = _FILES.read(source)
         table = parsed_toml(text, where)
         return cls.from_table(table, where=where)
 
@@ -667,30 +667,7 @@ def reaches_the_age(ages: Sequence[int], covered: Sequence[int], required_age: i
 
 def shipped_policies() -> tuple[str, ...]:
     """Names of the example policies that come with AgeLens; each is to be fitted first."""
-    folder = resources.files("agelens.gate") / "policies"
-    return tuple(
-        sorted(
-            entry.name.removesuffix(".toml")
-            for entry in folder.iterdir()
-            if entry.name.endswith(".toml")
-        )
-    )
-
-
-def _read(source: str | Path) -> tuple[str, str]:
-    if str(source) in shipped_policies():
-        shipped = resources.files("agelens.gate") / "policies" / f"{source}.toml"
-        return f"{source}.toml", shipped.read_text(encoding="utf-8")
-    path = Path(source)
-    try:
-        return str(path), path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ArgumentError(
-            f"{source}: no such policy; give the path of a TOML file or one of "
-            f"{', '.join(shipped_policies())}"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"{source}: cannot be read as a policy: {error}") from error
+    return _FILES.names()
 
 
 def _plain(value: Any) -> Any:

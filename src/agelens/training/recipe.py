@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any, Final, Literal, Self, get_args
 
@@ -27,9 +26,10 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from agelens.data.augmentation import AugmentationSettings
 from agelens.errors import ArgumentError
 from agelens.results import AGE_COUNT
-from agelens.toml import checked_table, parsed_toml, toml_text
+from agelens.toml import TomlFolder, checked_table, parsed_toml, toml_text
 
 SCHEMA: Final = "agelens.recipe/1"
+_FILES: Final = TomlFolder("agelens.training", "recipes", "recipe")
 
 AgeKind = Literal["regression", "ranges", "distribution", "ordinal"]
 AGE_KINDS: Final[tuple[AgeKind, ...]] = get_args(AgeKind)
@@ -443,7 +443,7 @@ class Recipe(_Part):
             ArgumentError: There is no such recipe, it is not TOML, or a key or value is wrong; the
                 message names each one.
         """
-        where, text = _read(source)
+        where, text = _FILES.read(source)
         table = parsed_toml(text, where)
         for override in overrides:
             _override(table, override)
@@ -476,33 +476,10 @@ class Recipe(_Part):
 
 def shipped_recipes() -> tuple[str, ...]:
     """Names of the recipes that come with AgeLens."""
-    folder = resources.files("agelens.training") / "recipes"
-    return tuple(
-        sorted(
-            entry.name.removesuffix(".toml")
-            for entry in folder.iterdir()
-            if entry.name.endswith(".toml")
-        )
-    )
+    return _FILES.names()
 
 
 # --- reading --------------------------------------------------------------------------------------
-
-
-def _read(source: str | Path) -> tuple[str, str]:
-    path = Path(source)
-    if str(source) in shipped_recipes():
-        shipped = resources.files("agelens.training") / "recipes" / f"{source}.toml"
-        return f"{source}.toml", shipped.read_text(encoding="utf-8")
-    try:
-        return str(path), path.read_text(encoding="utf-8")
-    except FileNotFoundError as error:
-        raise ArgumentError(
-            f"{source}: no such recipe; give the path of a TOML file or one of "
-            f"{', '.join(shipped_recipes())}"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ArgumentError(f"{source}: cannot be read as a recipe: {error}") from error
 
 
 def _override(table: dict[str, Any], override: str) -> None:
