@@ -18,6 +18,7 @@ import typer
 from rich.markup import escape
 
 from agelens.cli.console import error_console, leave_closed_output, output_console
+from agelens.cli.options import AcceptLicence, DetectorName
 from agelens.errors import ArgumentError, ImageError
 
 if TYPE_CHECKING:
@@ -58,9 +59,7 @@ def analyze(
     model: Annotated[
         str, typer.Option(help="Model: a name, a .onnx file with its card, or insightface:DIR.")
     ] = "default",
-    detector: Annotated[
-        str, typer.Option(help="default, none (each picture is one face), or insightface:DIR.")
-    ] = "default",
+    detector: DetectorName = "default",
     distribution: Annotated[
         bool, typer.Option("--distribution", help="Add the probability of each age 0 to 100.")
     ] = False,
@@ -104,9 +103,7 @@ def analyze(
     allow_urls: Annotated[
         bool, typer.Option("--allow-urls", help="Fetch paths that are http(s) addresses.")
     ] = False,
-    accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="Use a model licensed for research only.")
-    ] = False,
+    accept_licence: AcceptLicence = False,
     blur: Annotated[
         bool,
         typer.Option("--blur", help="Make the found faces unrecognisable in annotated pictures."),

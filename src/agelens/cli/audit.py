@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from agelens.cli.console import error_console, output_console, progress_bar
+from agelens.cli.options import AcceptLicence, Crops, DetectorName, Flip, Keep
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -68,19 +69,9 @@ def audit(
         Path | None,
         typer.Option(metavar="AUDIT.json", help="An earlier audit to compare with, in the page."),
     ] = None,
-    crops: Annotated[
-        bool,
-        typer.Option(
-            "--crops/--no-crops",
-            help="Each picture is one face crop: take the whole picture when no face is found.",
-        ),
-    ] = True,
-    flip: Annotated[
-        bool, typer.Option("--flip", help="Average with the mirrored face, as analyze --flip.")
-    ] = False,
-    detector: Annotated[
-        str, typer.Option(help="default, none (each picture is one face), or insightface:DIR.")
-    ] = "default",
+    crops: Crops = True,
+    flip: Flip = False,
+    detector: DetectorName = "default",
     samples: Annotated[
         int, typer.Option(min=100, help="Bootstrap draws behind the 95 % intervals.")
     ] = 1000,
@@ -92,17 +83,8 @@ def audit(
             "with --verify the public key that must have signed."
         ),
     ] = None,
-    keep: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Keep each face's answers (.npz), and take them from there when model and data "
-            "are the same.",
-        ),
-    ] = None,
-    accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="Use a model licensed for research only.")
-    ] = False,
+    keep: Keep = None,
+    accept_licence: AcceptLicence = False,
     verify: Annotated[
         Path | None,
         typer.Option(metavar="AUDIT.json", help="Check a signed audit instead of making one."),

@@ -13,6 +13,16 @@ import typer
 from rich.markup import escape
 
 from agelens.cli.console import error_console, output_console, progress_bar
+from agelens.cli.options import (
+    AcceptLicence,
+    Crops,
+    DetectorName,
+    FaceTables,
+    Flip,
+    Keep,
+    ModelName,
+    Samples,
+)
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -37,15 +47,8 @@ class Criterion(StrEnum):
 
 
 def calibrate(
-    model: Annotated[
-        str, typer.Argument(help="Model: a name, a .onnx file with its card, or insightface:DIR.")
-    ],
-    data: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Parquet tables of labelled faces, or folders of them.", metavar="DATA"
-        ),
-    ],
+    model: ModelName,
+    data: FaceTables,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="CARD.toml", help="Write the calibrated card here."),
@@ -83,34 +86,13 @@ def calibrate(
     version: Annotated[
         str | None, typer.Option(help="Version in the new card; the old one when left out.")
     ] = None,
-    crops: Annotated[
-        bool,
-        typer.Option(
-            "--crops/--no-crops",
-            help="Each picture is one face crop: take the whole picture when no face is found.",
-        ),
-    ] = True,
-    flip: Annotated[
-        bool, typer.Option("--flip", help="Average with the mirrored face, as analyze --flip.")
-    ] = False,
-    detector: Annotated[
-        str, typer.Option(help="default, none (each picture is one face), or insightface:DIR.")
-    ] = "default",
+    crops: Crops = True,
+    flip: Flip = False,
+    detector: DetectorName = "default",
     seed: Annotated[int, typer.Option(help="Of the folds and the bootstrap.")] = 0,
-    samples: Annotated[
-        int, typer.Option(min=1, help="Bootstrap draws behind the 95 % intervals.")
-    ] = 1000,
-    accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="Use a model licensed for research only.")
-    ] = False,
-    keep: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Keep each face's answers (.npz), and take them from there when model and data "
-            "are the same.",
-        ),
-    ] = None,
+    samples: Samples = 1000,
+    accept_licence: AcceptLicence = False,
+    keep: Keep = None,
     report: Annotated[
         Path | None,
         typer.Option(

@@ -11,12 +11,11 @@ import typer
 from rich.markup import escape
 
 from agelens.cli.console import error_console
+from agelens.cli.options import ModelName
 
 
 def card(
-    model: Annotated[
-        str, typer.Argument(help="Model: a name, a .onnx file with its card, or insightface:DIR.")
-    ],
+    model: ModelName,
     evaluation: Annotated[
         list[Path],
         typer.Option(

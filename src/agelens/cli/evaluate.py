@@ -11,6 +11,16 @@ import typer
 from rich.markup import escape
 
 from agelens.cli.console import error_console, output_console, progress_bar
+from agelens.cli.options import (
+    AcceptLicence,
+    Crops,
+    DetectorName,
+    FaceTables,
+    Flip,
+    Keep,
+    ModelName,
+    Samples,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,15 +35,8 @@ _GROUP_COLUMNS = ("age_mae", "age_bias", "range_distance", "coverage_90", "gende
 
 
 def evaluate(
-    model: Annotated[
-        str, typer.Argument(help="Model: a name, a .onnx file with its card, or insightface:DIR.")
-    ],
-    data: Annotated[
-        list[Path],
-        typer.Argument(
-            help="Parquet tables of labelled faces, or folders of them.", metavar="DATA"
-        ),
-    ],
+    model: ModelName,
+    data: FaceTables,
     out: Annotated[
         Path,
         typer.Option("--out", "-o", help="Folder for evaluation.json and evaluation.html."),
@@ -42,38 +45,17 @@ def evaluate(
         str | None,
         typer.Option(metavar="MODEL_B", help="Another model: say which of the two is better."),
     ] = None,
-    crops: Annotated[
-        bool,
-        typer.Option(
-            "--crops/--no-crops",
-            help="Each picture is one face crop: take the whole picture when no face is found.",
-        ),
-    ] = True,
-    flip: Annotated[
-        bool, typer.Option("--flip", help="Average with the mirrored face, as analyze --flip.")
-    ] = False,
-    detector: Annotated[
-        str, typer.Option(help="default, none (each picture is one face), or insightface:DIR.")
-    ] = "default",
-    samples: Annotated[
-        int, typer.Option(min=1, help="Bootstrap draws behind the 95 % intervals.")
-    ] = 1000,
+    crops: Crops = True,
+    flip: Flip = False,
+    detector: DetectorName = "default",
+    samples: Samples = 1000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="Use a model licensed for research only.")
-    ] = False,
+    accept_licence: AcceptLicence = False,
     pictures: Annotated[
         bool,
         typer.Option("--pictures", help="Show the worst cases' faces in the page: personal data."),
     ] = False,
-    keep: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="FILE",
-            help="Keep each face's answers (.npz), and take them from there when model and data "
-            "are the same.",
-        ),
-    ] = None,
+    keep: Keep = None,
 ) -> None:
     """Measure a model on labelled faces: errors, calibration, groups, with 95 % intervals.
 

@@ -13,6 +13,7 @@ import typer
 from rich.markup import escape
 
 from agelens.cli.console import error_console, output_console
+from agelens.cli.options import AcceptLicence
 
 if TYPE_CHECKING:
     from agelens.analyzer import Analyzer
@@ -58,9 +59,7 @@ def check(
         str | None, typer.Option(help="Of the party that accepts the token; without it no token.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the decision as JSON.")] = False,
-    accept_licence: Annotated[
-        bool, typer.Option("--accept-licence", help="Use a model licensed for research only.")
-    ] = False,
+    accept_licence: AcceptLicence = False,
 ) -> None:
     """Decide on one person by a gate's policy.
 

@@ -12,6 +12,7 @@ import typer
 from rich.markup import escape
 
 from agelens.cli.console import error_console, output_console
+from agelens.cli.options import Samples
 
 
 def leaderboard(
@@ -49,9 +50,7 @@ def leaderboard(
             help="Audit column for the gap between groups.", show_default="race, where there is one"
         ),
     ] = None,
-    samples: Annotated[
-        int, typer.Option(min=1, help="Bootstrap draws behind the 95 % intervals.")
-    ] = 1000,
+    samples: Samples = 1000,
     max_faces: Annotated[
         int | None, typer.Option(min=1, help="Take this many faces, spread over the data.")
     ] = None,

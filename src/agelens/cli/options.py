@@ -1,0 +1,43 @@
+"""
+Options that several commands have, each said once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+AcceptLicence = Annotated[
+    bool, typer.Option("--accept-licence", help="Use a model licensed for research only.")
+]
+Crops = Annotated[
+    bool,
+    typer.Option(
+        "--crops/--no-crops",
+        help="Each picture is one face crop: take the whole picture when no face is found.",
+    ),
+]
+DetectorName = Annotated[
+    str, typer.Option(help="default, none (each picture is one face), or insightface:DIR.")
+]
+FaceTables = Annotated[
+    list[Path],
+    typer.Argument(help="Parquet tables of labelled faces, or folders of them.", metavar="DATA"),
+]
+Flip = Annotated[
+    bool, typer.Option("--flip", help="Average with the mirrored face, as analyze --flip.")
+]
+Keep = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help="Keep each face's answers (.npz), and take them from there when model and data "
+        "are the same.",
+    ),
+]
+ModelName = Annotated[
+    str, typer.Argument(help="Model: a name, a .onnx file with its card, or insightface:DIR.")
+]
+Samples = Annotated[int, typer.Option(min=1, help="Bootstrap draws behind the 95 % intervals.")]
