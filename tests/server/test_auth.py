@@ -9,7 +9,6 @@ import hmac
 import json
 import re
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,7 +33,7 @@ from agelens.server.intake import refuse_repeats
 from agelens.server.keys import KeyFile, Scope
 from agelens.settings import ServerSettings
 from command_line import agelens_apart
-from server.conftest import RunningServer, close, launch
+from server.conftest import RunningServer, close, launch, serving
 
 ISSUER, AUDIENCE = "https://id.example/realms/shop", "agelens"
 
@@ -525,12 +524,8 @@ class _Published:
 @pytest.fixture
 def published() -> Iterator[_Published]:
     found = _Published()
-    thread = threading.Thread(target=found.server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
-    thread.join()
+    with serving(found.server):
+        yield found
 
 
 def test_published_keys_are_kept_asked_for_again_and_survive_an_outage(

@@ -17,7 +17,7 @@ from PIL import Image
 
 from agelens import Analysis, Analyzer, Client, ImageError, ServiceError
 from agelens.errors import ArgumentError
-from server.conftest import RunningServer, StartServer
+from server.conftest import RunningServer, StartServer, serving
 
 
 @pytest.fixture
@@ -188,12 +188,8 @@ class _Scripted:
 @pytest.fixture
 def scripted() -> Iterator[_Scripted]:
     found = _Scripted()
-    thread = threading.Thread(target=found.server.serve_forever, args=(0.02,), daemon=True)
-    thread.start()
-    yield found
-    found.server.shutdown()
-    found.server.server_close()
-    thread.join()
+    with serving(found.server):
+        yield found
 
 
 def test_a_picture_that_kills_workers_is_one_row_and_not_the_end(scripted: _Scripted) -> None:

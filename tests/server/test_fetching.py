@@ -7,7 +7,6 @@ import ipaddress
 import re
 import socket
 import ssl
-import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +21,7 @@ from agelens.errors import ArgumentError
 from agelens.server.fetching import Fetcher, HostRule, Target, is_public, resolve
 from agelens.server.problems import Problem
 from agelens.settings import ServerSettings
-from server.conftest import RunningServer, StartServer
+from server.conftest import RunningServer, StartServer, serving
 
 PICTURE = b"\xff\xd8\xff\xe0 the bytes of a picture"
 
@@ -85,14 +84,8 @@ class Origin:
 
     @contextmanager
     def running(self) -> Iterator[Origin]:
-        thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        try:
+        with serving(self.server):
             yield self
-        finally:
-            self.server.shutdown()
-            self.server.server_close()
-            thread.join()
 
 
 @pytest.fixture
