@@ -522,6 +522,14 @@ class Report:
         if not holds:
             self.missed.append(text)
 
+    def verdict(self) -> int:
+        """Print the goals that were missed; the exit status."""
+        for goal in self.missed:
+            print(f"MISSED: {goal}")
+        if not self.missed:
+            print("all goals met")
+        return 1 if self.missed else 0
+
 
 def run_throughput(server: Server, report: Report, clients: int, seconds: float) -> None:
     """Closed loop beside the baseline; half of the baseline before and half after it."""
@@ -685,11 +693,7 @@ def main() -> int:
             run_memory(server, report, arguments.clients, requests)
     if arguments.json:
         arguments.json.write_text(json.dumps(report.figures, indent=2) + "\n")
-    for goal in report.missed:
-        print(f"MISSED: {goal}")
-    if not report.missed:
-        print("all goals met")
-    return 1 if report.missed else 0
+    return report.verdict()
 
 
 def parse() -> argparse.Namespace:

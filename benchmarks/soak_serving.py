@@ -330,11 +330,7 @@ def main() -> int:
         run_leaving(report, settings, 2 if quick else 10, 200 if quick else 5000)
     if "memory" in parts:
         run_memory(report, settings, 0.5 if quick else arguments.minutes)
-    for goal in report.missed:
-        print(f"MISSED: {goal}")
-    if not report.missed:
-        print("all goals met")
-    return 1 if report.missed else 0
+    return report.verdict()
 
 
 def parse() -> argparse.Namespace:
