@@ -324,6 +324,17 @@ def test_command_prints_the_key_alone_and_once(path: Path) -> None:
     assert "till" in listed.out
 
 
+def test_no_id_is_cut_however_narrow_the_terminal(path: Path) -> None:
+    agelens("keys", "add", "till", "--file", path)
+    (row,) = json.loads(agelens("keys", "list", "--file", path, "--json").out)
+
+    narrow = agelens("keys", "list", "--file", path, columns=30).out
+
+    assert row["id"] in narrow
+    assert "till" in narrow
+    assert "…" not in narrow
+
+
 def test_commands_rotate_and_revoke(path: Path) -> None:
     first = agelens("keys", "add", "a", "--file", path).out.strip()
     second = agelens("keys", "rotate", "a", "--file", path, "--overlap", "1h").out.strip()

@@ -6,10 +6,13 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
 from rich.console import Console
+
+_WIDEST: Final = 1000
 
 
 class _Output(Console):
@@ -29,6 +32,30 @@ def output_console() -> Console:
 def error_console() -> Console:
     """For progress and messages."""
     return Console(stderr=True, highlight=False)
+
+
+def print_table(
+    head: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    left: int,
+    styles: Sequence[str | None] = (),
+) -> None:
+    """The first ``left`` columns to the left, figures to the right, nothing left out.
+
+    A figure that is cut short would be a wrong one: a narrow terminal wraps the lines instead.
+    """
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 1), pad_edge=False)
+    for place, title in enumerate(head):
+        table.add_column(escape(title), justify="left" if place < left else "right", no_wrap=True)
+    for number, row in enumerate(rows):
+        table.add_row(*map(escape, row), style=styles[number] if styles else None)
+    console = output_console()
+    console.width = max(console.width, _WIDEST)
+    console.print(table)
 
 
 def leave_closed_output() -> None:

@@ -13,7 +13,8 @@ import typer
 from rich.markup import escape
 
 from agelens.cli import gate_check as _check
-from agelens.cli.console import error_console, output_console, progress_bar
+from agelens.cli.console import error_console, output_console, print_table, progress_bar
+from agelens.cli.options import AcceptLicence, DetectorName, FaceTables, Keep, ModelName
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +32,6 @@ app = typer.Typer(
 )
 
 _SHOWN_LIMITS: Final = 12
-_WIDEST: Final = 1000
-"""Columns that no table of a gate needs more of."""
 _AS_TYPED: Final = {
     "max_false_accept": "--max-false-accept",
     "confidence": "--confidence",
@@ -56,29 +55,8 @@ class AdmitName(StrEnum):
     under = "under"
 
 
-_Model = Annotated[
-    str, typer.Argument(help="Model: a name, a .onnx file with its card, or insightface:DIR.")
-]
-_Data = Annotated[
-    list[Path],
-    typer.Argument(help="Parquet tables of labelled faces, or folders of them.", metavar="DATA"),
-]
 _Flip = Annotated[
     bool, typer.Option("--flip", help="Average with the mirrored face; the gate does so too.")
-]
-_Detector = Annotated[
-    str, typer.Option(help="default, none (each picture is one face), or insightface:DIR.")
-]
-_Licence = Annotated[
-    bool, typer.Option("--accept-licence", help="Use a model licensed for research only.")
-]
-_Keep = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="FILE",
-        help="Keep each face's answers (.npz), and take them from there when model and data are "
-        "the same.",
-    ),
 ]
 _By = Annotated[
     str | None,
@@ -91,8 +69,8 @@ _By = Annotated[
 
 @app.command()
 def fit(
-    model: _Model,
-    data: _Data,
+    model: ModelName,
+    data: FaceTables,
     required_age: Annotated[
         int | None,
         typer.Option(
@@ -166,9 +144,9 @@ def fit(
         ),
     ] = None,
     flip: _Flip = False,
-    detector: _Detector = "default",
-    accept_licence: _Licence = False,
-    keep: _Keep = None,
+    detector: DetectorName = "default",
+    accept_licence: AcceptLicence = False,
+    keep: Keep = None,
 ) -> None:
     """Find the limit that keeps false acceptance below a bound, with a stated confidence.
 
@@ -262,8 +240,8 @@ def fit(
 
 @app.command()
 def report(
-    model: _Model,
-    data: _Data,
+    model: ModelName,
+    data: FaceTables,
     policy: Annotated[Path, typer.Option(help="The gate's policy, fitted on other faces.")],
     out: Annotated[Path, typer.Option("--out", "-o", help="Folder for the report and the papers.")],
     by: _By = None,
@@ -289,8 +267,8 @@ def report(
         int, typer.Option(min=1, help="Bootstrap draws behind the intervals in years.")
     ] = 1000,
     seed: Annotated[int, typer.Option(help="Of the bootstrap.")] = 0,
-    accept_licence: _Licence = False,
-    keep: _Keep = None,
+    accept_licence: AcceptLicence = False,
+    keep: Keep = None,
 ) -> None:
     """Measure a gate on faces it was not fitted on, and fill its papers.
 
@@ -464,7 +442,7 @@ def _print_fit(found: GateFit) -> None:
         for one in policy.fit.promises
     ]
     head = ("true age", "what", "in the fit", "rate, %", "upper bound, %")
-    _print_table(head, rows, left=2)
+    print_table(head, rows, left=2)
     console.print("price of other limits, %", soft_wrap=True)
     _print_price(found.price, policy.accept_from)
     for note in found.notes:
@@ -490,30 +468,7 @@ def _print_price(points: Sequence[TradeOff], limit: float | None) -> None:
         for point in shown
     ]
     styles = ["bold" if point.limit == limit else None for point in shown]
-    _print_table(head, rows, left=0, styles=styles)
-
-
-def _print_table(
-    head: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    *,
-    left: int,
-    styles: Sequence[str | None] = (),
-) -> None:
-    """The first ``left`` columns to the left, figures to the right, nothing left out.
-
-    A figure that is cut short would be a wrong one: a narrow terminal wraps the lines instead.
-    """
-    from rich.table import Table
-
-    table = Table(box=None, padding=(0, 1), pad_edge=False)
-    for place, title in enumerate(head):
-        table.add_column(escape(title), justify="left" if place < left else "right", no_wrap=True)
-    for number, row in enumerate(rows):
-        table.add_row(*map(escape, row), style=styles[number] if styles else None)
-    console = output_console()
-    console.width = max(console.width, _WIDEST)
-    console.print(table)
+    print_table(head, rows, left=0, styles=styles)
 
 
 def _print_report(measured: GateReport) -> None:
@@ -542,7 +497,7 @@ def _print_report(measured: GateReport) -> None:
     ]
     head = ("true age", "faces", "accepted, %", "95 %", "step up, %", "refused, %")
     styles = ["red" if one.kept_out else None for one in shown]
-    _print_table(head, rows, left=1, styles=styles)
+    print_table(head, rows, left=1, styles=styles)
     for check in measured.checks:
         if check.verdict in ("above", "broken"):
             colour = "red" if check.verdict == "broken" else "yellow"

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 from rich.markup import escape
 
-from agelens.cli.console import error_console, output_console
+from agelens.cli.console import error_console, output_console, print_table
 
 if TYPE_CHECKING:
     from agelens.server.keys import NewKey
@@ -78,8 +78,6 @@ def list_keys(
     """
     import json
 
-    from rich.table import Table
-
     from agelens.server.keys import KeyFile
 
     keys = KeyFile(file).read()
@@ -91,19 +89,19 @@ def list_keys(
         ]
         typer.echo(json.dumps(rows, ensure_ascii=False))
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for title in ("id", "name", "state", "scopes", "created", "expires"):
-        table.add_column(title, no_wrap=title != "name")
-    for key in keys:
-        table.add_row(
+    head = ("id", "name", "state", "scopes", "created", "expires")
+    lines = [
+        (
             key.id,
-            escape(key.name),
+            key.name,
             key.state(now),
             " ".join(key.scopes),
             _date(key.created),
             _date(key.expires),
         )
-    output_console().print(table)
+        for key in keys
+    ]
+    print_table(head, lines, left=len(head))
 
 
 @app.command()
