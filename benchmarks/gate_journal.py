@@ -20,7 +20,8 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from agelens.evaluation.signing import public_key_text
-from agelens.gate.journal import Journal, head_path, new_identifier, verify_journal
+from agelens.gate.journal import Journal, head_path, verify_journal
+from agelens.identifiers import new_identifier
 
 BATCH = 1000
 SINGLES = 500

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from agelens.analytics.visit import VISIT_BANDS, LineCrossing, Visit, ZoneStay
-from agelens.gate.journal import new_identifier
+from agelens.identifiers import new_identifier
 from agelens.results import GenderLabel
+from agelens.video.visit import VISIT_BANDS, LineCrossing, Visit, ZoneStay
 
 NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
 

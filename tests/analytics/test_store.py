@@ -16,8 +16,8 @@ import pytest
 
 from agelens.analytics.confusion import LABELS
 from agelens.analytics.store import Added, Scope, Store, copy_visits, open_store
-from agelens.analytics.visit import COUNTED_BANDS, VISIT_BANDS, LineCrossing, ZoneStay
 from agelens.errors import ArgumentError, StoreError
+from agelens.video.visit import COUNTED_BANDS, VISIT_BANDS, LineCrossing, ZoneStay
 from analytics.people import NOON, crowd, visit
 
 BERLIN = ZoneInfo("Europe/Berlin")

@@ -32,8 +32,8 @@ from agelens import Analyzer
 from agelens.errors import ArgumentError, GateError, JournalError
 from agelens.evaluation.policy import AuditPolicy
 from agelens.evaluation.signing import public_key_text
+from agelens.fusion import fuse
 from agelens.gate.decision import Decision, Gate, TimedFrame
-from agelens.gate.fusion import fuse
 from agelens.gate.journal import Journal, verify_journal
 from agelens.gate.liveness import (
     MOVES,

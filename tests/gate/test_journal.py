@@ -33,9 +33,9 @@ from agelens.gate.journal import (
     JournalCheck,
     Recovery,
     head_path,
-    new_identifier,
     verify_journal,
 )
+from agelens.identifiers import new_identifier
 
 KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 OTHER_KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))

@@ -25,7 +25,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import ClientConnection, connect
 from websockets.typing import Origin
 
-from agelens.gate.fusion import fuse, fuse_genders
+from agelens.fusion import fuse, fuse_genders
 from agelens.results import AgeDistribution, GenderEstimate
 from agelens.server.app import create_app
 from agelens.server.keys import KeyFile, Scope

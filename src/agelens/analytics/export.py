@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from agelens.analytics.store import Scope, Store
-from agelens.analytics.visit import VISIT_BANDS, Visit
 from agelens.data.schema import import_pyarrow
 from agelens.errors import ArgumentError
+from agelens.video.visit import VISIT_BANDS, Visit
 
 ExportFormat = Literal["parquet", "csv"]
 

@@ -37,8 +37,8 @@ from agelens.analytics.database import (
 )
 from agelens.analytics.hours import day_start, local_day
 from agelens.analytics.suppression import DEFAULT_MINIMUM, suppress
-from agelens.analytics.visit import COUNTED_BANDS, LineCrossing, Visit, ZoneStay
 from agelens.errors import ArgumentError, StoreError
+from agelens.video.visit import COUNTED_BANDS, LineCrossing, Visit, ZoneStay
 
 if TYPE_CHECKING:
     import sqlalchemy as sa

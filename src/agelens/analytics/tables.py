@@ -14,7 +14,7 @@ from typing import Final
 
 import sqlalchemy as sa
 
-from agelens.analytics.visit import VISIT_BANDS
+from agelens.video.visit import VISIT_BANDS
 
 metadata: Final = sa.MetaData(
     naming_convention={

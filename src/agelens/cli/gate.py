@@ -402,7 +402,7 @@ def _verified(
     """The verified audit, and what keeps the gate shut; a given one must verify."""
     from agelens.errors import AuditError
     from agelens.gate.decision import audit_problem, read_audit
-    from agelens.gate.journal import utc_now
+    from agelens.identifiers import utc_now
 
     path = folder / policy.audit.path if given is None else given
     if given is None and not path.exists():

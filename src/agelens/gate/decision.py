@@ -34,8 +34,8 @@ from agelens.bundle import Bundle, find_model
 from agelens.errors import ArgumentError, AuditError, GateError, ImageError
 from agelens.evaluation.scoring import card_sha256, model_sha256
 from agelens.evaluation.signing import VerifiedAudit, verify_audit
-from agelens.gate.fusion import fuse
-from agelens.gate.journal import Journal, new_identifier, utc_now
+from agelens.fusion import fuse
+from agelens.gate.journal import Journal
 from agelens.gate.liveness import (
     DEFAULT_CONSISTENCY,
     AttackDetector,
@@ -56,6 +56,7 @@ from agelens.gate.policy import (
     admitted_words,
 )
 from agelens.gate.token import Token, TokenIssuer, TokenKeys
+from agelens.identifiers import new_identifier, utc_now
 from agelens.images import ImageLimits, ImageSource, load_image
 from agelens.quality import DEFAULT_QUALITY_LIMITS
 from agelens.results import AgeDistribution, Face

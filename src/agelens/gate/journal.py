@@ -18,11 +18,9 @@ import binascii
 import hashlib
 import json
 import os
-import secrets
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -41,6 +39,7 @@ from agelens.evaluation.signing import (
     sign,
     signing_key,
 )
+from agelens.identifiers import new_identifier, utc_now
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -57,24 +56,6 @@ _PIECE: Final = 1 << 16
 _WAITS: Final = 20
 _WAIT_S: Final = 0.05
 """How often and how long ``verify_journal`` waits for the head of a line that is being written."""
-
-
-def utc_now() -> datetime:
-    """The time by this computer's clock, in UTC."""
-    return datetime.now(UTC)
-
-
-def new_identifier(moment: datetime) -> str:
-    """A UUID of version 7 (RFC 9562): the time in milliseconds, then 74 random bits."""
-    milliseconds = int(moment.timestamp() * 1000) & ((1 << 48) - 1)
-    value = (
-        (milliseconds << 80)
-        | (7 << 76)
-        | (secrets.randbits(12) << 64)
-        | (2 << 62)
-        | secrets.randbits(62)
-    )
-    return str(uuid.UUID(int=value))
 
 
 @dataclass(frozen=True)
@@ -816,7 +797,5 @@ __all__ = [
     "Receipt",
     "Recovery",
     "head_path",
-    "new_identifier",
-    "utc_now",
     "verify_journal",
 ]

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from agelens.alignment import CropSpec, align
 from agelens.errors import ArgumentError
 from agelens.evaluation.gate_errors import exact_interval
-from agelens.gate.journal import utc_now
+from agelens.identifiers import utc_now
 from agelens.quality import head_pose
 from agelens.results import Face
 

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from agelens.errors import ArgumentError, GateError, MissingExtra, TokenError
-from agelens.gate.journal import utc_now
+from agelens.identifiers import utc_now
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey

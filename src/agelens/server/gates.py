@@ -38,10 +38,10 @@ from agelens.gate.decision import (
     look,
     require_model,
 )
-from agelens.gate.journal import utc_now
 from agelens.gate.liveness import Challenge
 from agelens.gate.policy import GatePolicy, ModelPart
 from agelens.gate.token import TokenKeys
+from agelens.identifiers import utc_now
 from agelens.server.auth import Caller, Scope, require
 from agelens.server.description import BINARY, request_body
 from agelens.server.intake import (

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Final, Generic, Literal, TypeVar
@@ -25,6 +25,7 @@ from typing import Annotated, Final, Generic, Literal, TypeVar
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, model_validator
 
 from agelens.errors import ArgumentError
+from agelens.identifiers import utc_now
 from agelens.toml import checked_table, parsed_toml, toml_text
 
 SCHEMA: Final = "agelens.api-keys/1"
@@ -123,7 +124,7 @@ class KeyFile:
 
     def __init__(self, path: str | os.PathLike[str], *, clock: Clock | None = None) -> None:
         self.path = Path(path)
-        self._now = clock or _utc_now
+        self._now = clock or utc_now
 
     def read(self) -> tuple[ApiKey, ...]:
         """The keys, those that no longer count included.
@@ -248,10 +249,6 @@ def _make(
 
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
-
-
-def _utc_now() -> datetime:
-    return datetime.now(UTC)
 
 
 def _read(path: Path) -> tuple[ApiKey, ...]:

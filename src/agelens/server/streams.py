@@ -25,7 +25,7 @@ from fastapi import APIRouter, WebSocket
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.websockets import WebSocketDisconnect
 
-from agelens.gate.fusion import fuse, fuse_genders
+from agelens.fusion import fuse, fuse_genders
 from agelens.results import AgeDistribution, Analysis, AnalysisError, Face, GenderEstimate
 from agelens.server.api import picture_options
 from agelens.server.auth import CALLER, Scope, admit, known

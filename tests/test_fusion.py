@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agelens.errors import ArgumentError
-from agelens.gate.fusion import effective_frames, estimate_correlation, fuse, fuse_genders
+from agelens.fusion import effective_frames, estimate_correlation, fuse, fuse_genders
 from agelens.results import AGE_COUNT, AgeDistribution, Coverage, GenderEstimate
 
 correlations = st.floats(0, 1)

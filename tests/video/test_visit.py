@@ -10,8 +10,8 @@ import pytest
 
 from agelens import AgeDistribution
 from agelens.analytics.confusion import check_bands, join_bands
-from agelens.analytics.visit import COUNTED_BANDS, VISIT_BANDS, LineCrossing, ZoneStay, visit_ages
 from agelens.errors import ArgumentError
+from agelens.video.visit import COUNTED_BANDS, VISIT_BANDS, LineCrossing, ZoneStay, visit_ages
 from analytics.people import NOON, visit
 
 
