@@ -51,13 +51,17 @@ $(VENV)/.core: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) install -c constraints.txt -e .
 	@touch $@
 
-# Programs that tests drive; where they cannot be installed, those tests are skipped and say why.
-PROGRAMS := chromium nginx
+# Debian's packages that tests drive; where they cannot be installed, those tests are skipped and say
+# why. Pango is what WeasyPrint sets its PDF pages with; the GStreamer ones make an RTSP camera.
+DEBIAN := chromium nginx mosquitto poppler-utils postgresql fonts-dejavu-core \
+  libpango-1.0-0 libpangoft2-1.0-0 python3-gi gir1.2-gst-rtsp-server-1.0 \
+  gstreamer1.0-plugins-base gstreamer1.0-plugins-good gstreamer1.0-plugins-ugly
+MISSING = $$(for name in $(DEBIAN); do dpkg -s $$name >/dev/null 2>&1 || printf '%s ' $$name; done)
 $(VENV)/.debian: $(VENV)/bin/python
-	@if ! which $(PROGRAMS) >/dev/null && which apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	@if [ -n "$(MISSING)" ] && which apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
 	  apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
-	  apt-get -qq install -y --no-install-recommends $(PROGRAMS) fonts-dejavu-core >/dev/null; fi
-	@which $(PROGRAMS) >/dev/null || echo "Not installed, and their tests are skipped: $(PROGRAMS)"
+	  apt-get -qq install -y --no-install-recommends $(MISSING) >/dev/null; fi
+	@[ -z "$(MISSING)" ] || echo "Not installed, and their tests are skipped: $(MISSING)"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/bin/python pyproject.toml constraints.txt
