@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 from agelens.errors import DataError, ImageError, MissingExtra
 from agelens.images import (
@@ -228,12 +228,12 @@ def video_frames(
     import cv2
 
     name = "video" if isinstance(video, bytes) else display_name(video)
-    if isinstance(video, bytes) and not _is_plain_video(video):
+    if isinstance(video, bytes) and not is_plain_video(video):
         message = "not a video that can be read from memory; send MP4, QuickTime, WebM or Matroska"
         yield SourceItem(name, None, ImageError("unsupported_format", message, where=name))
         return
     if isinstance(video, bytes):
-        stream: Any = io.BytesIO(video)  # the stubs of OpenCV do not know that it may be one
+        stream: Any = SteadyFile(io.BytesIO(video))  # the stubs of OpenCV do not know files
         capture = cv2.VideoCapture(stream, cv2.CAP_FFMPEG, [])
     else:
         capture = cv2.VideoCapture(video)
@@ -272,6 +272,38 @@ def video_frames(
         capture.release()
 
 
-def _is_plain_video(video: bytes) -> bool:
+class SteadyFile(io.BufferedIOBase):
+    """A file for OpenCV, whose reads and seeks never raise: OpenCV 4.14 crashes when one does.
+
+    A damaged video makes FFmpeg seek to places before the beginning.
+
+    Args:
+        file: Opened in binary mode; closed together with this.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Bytes from here on; none where they can't be read."""
+        try:
+            return self._file.read(-1 if size is None else size)
+        except (OSError, ValueError, MemoryError):
+            return b""
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        """Go to a place; -1 where there is none."""
+        try:
+            return self._file.seek(offset, whence)
+        except (OSError, ValueError, OverflowError):
+            return -1
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+        super().close()
+
+
+def is_plain_video(video: bytes) -> bool:
     """Whether it holds its frames itself: playlists (HLS, ffconcat) name files of this computer."""
     return video[4:8] == b"ftyp" or video[:4] == b"\x1a\x45\xdf\xa3"

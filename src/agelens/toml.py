@@ -9,18 +9,19 @@ import json
 import math
 import re
 import tomllib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from datetime import date, datetime
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, TypeVar, get_args
+from typing import Any, Final, TypeVar, get_args, get_type_hints
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from agelens.errors import ArgumentError
 
-Checked = TypeVar("Checked", bound=BaseModel)
+Checked = TypeVar("Checked")
 
 # --- reading --------------------------------------------------------------------------------------
 
@@ -59,18 +60,32 @@ class TomlFolder:
         if str(source) in self.names():
             shipped = resources.files(self.package) / self.folder / f"{source}.toml"
             return f"{source}.toml", shipped.read_text(encoding="utf-8")
-        path = Path(source).expanduser()
-        try:
-            if path.stat().st_size > _LARGEST:
-                raise ArgumentError(f"{path}: no {self.noun}: it is larger than {_LARGEST:,} bytes")
-            return str(path), path.read_text(encoding="utf-8")
-        except FileNotFoundError as error:
-            raise ArgumentError(
-                f"{source}: no such {self.noun}; give the path of a TOML file or one of "
-                f"{', '.join(self.names())}"
-            ) from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise ArgumentError(f"{source}: cannot be read as a {self.noun}: {error}") from error
+        instead = f" or one of {', '.join(self.names())}"
+        return str(Path(source).expanduser()), toml_file_text(source, self.noun, instead=instead)
+
+
+def toml_file_text(path: str | Path, noun: str, *, instead: str = "") -> str:
+    """The text of a TOML file.
+
+    Args:
+        path: Where it is; "~" is one's home.
+        noun: What it is called in messages.
+        instead: What else could be given, for the message where there is no such file.
+
+    Raises:
+        ArgumentError: There is no such file, or it is no text of a sensible size.
+    """
+    file = Path(path).expanduser()
+    try:
+        if file.stat().st_size > _LARGEST:
+            raise ArgumentError(f"{file}: no {noun}: it is larger than {_LARGEST:,} bytes")
+        return file.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ArgumentError(
+            f"{path}: no such {noun}; give the path of a TOML file{instead}"
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArgumentError(f"{path}: cannot be read as a {noun}: {error}") from error
 
 
 # --- explaining -----------------------------------------------------------------------------------
@@ -84,6 +99,7 @@ _EXPECTED: Final = {
     "tuple_type": "a list",
     "model_type": "a table",
     "model_attributes_type": "a table",
+    "dataclass_type": "a table",
 }
 
 
@@ -102,19 +118,24 @@ def parsed_toml(text: str, where: str) -> dict[str, Any]:
 def checked_table(model: type[Checked], table: Mapping[str, Any], where: str) -> Checked:
     """A table as the object that it describes, strict about types.
 
+    Args:
+        model: A pydantic model, or a dataclass whose ``__pydantic_config__`` forbids extra keys.
+        table: As TOML gives it.
+        where: What error messages begin with, as the file's name.
+
     Raises:
         ArgumentError: A key is unknown or missing, or a value is wrong; a line each.
     """
     # JSON mode takes TOML's arrays for tuples.
     text = json.dumps(table, default=str)
     try:
-        return model.model_validate_json(text, strict=True)
+        return TypeAdapter(model).validate_json(text, strict=True)
     except ValidationError as error:
         raise ArgumentError(table_faults(error, table, model, where)) from error
 
 
 def table_faults(
-    error: ValidationError, table: Mapping[str, Any], model: type[BaseModel], where: str
+    error: ValidationError, table: Mapping[str, Any], model: type[Any], where: str
 ) -> str:
     """What is wrong with which keys of a table, a line each.
 
@@ -127,12 +148,12 @@ def table_faults(
     return "\n".join(f"{where}: {_explain_one(fault, table, model)}" for fault in error.errors())
 
 
-def _explain_one(error: ErrorDetails, table: Mapping[str, Any], model: type[BaseModel]) -> str:
+def _explain_one(error: ErrorDetails, table: Mapping[str, Any], model: type[Any]) -> str:
     path = [str(part) for part in error["loc"]]
     key = ".".join(path)
     found = _show(_value_at(table, path))
     kind = error["type"]
-    if kind == "extra_forbidden":
+    if kind in ("extra_forbidden", "unexpected_keyword_argument"):
         return f"{key}: unknown key{_suggest(path, model)}"
     if kind == "missing":
         return f"{key}: missing"
@@ -164,27 +185,46 @@ def _show(value: Any) -> str:
     return f"{value!r} ({type(value).__name__})"
 
 
-def _suggest(path: Sequence[str], model: type[BaseModel]) -> str:
-    part: type[BaseModel] | None = model
+def _suggest(path: Sequence[str], model: type[Any]) -> str:
+    part: Any = model
     for name in path[:-1]:
-        part = _part_of(part, name) if part else None
-    known = _keys_of(part) if part else []
+        part = _part_of(part, name)
+    known = _keys_of(part)
     close = difflib.get_close_matches(path[-1], known, n=1, cutoff=0.5)
     if close:
         return f"; did you mean {'.'.join([*path[:-1], close[0]])}?"
     return f"; there are {', '.join(sorted(known))}" if known else ""
 
 
-def _keys_of(part: type[BaseModel]) -> list[str]:
-    return [field.alias or name for name, field in part.model_fields.items()]
+def _keys_of(part: Any) -> list[str]:
+    if is_dataclass(part):
+        return [field.name for field in fields(part)]
+    if _is_table_type(part):
+        return [field.alias or name for name, field in part.model_fields.items()]
+    return []
 
 
-def _part_of(part: type[BaseModel], name: str) -> type[BaseModel] | None:
-    field = part.model_fields.get(name)
-    if field is None:
-        return None
-    choices = (field.annotation, *get_args(field.annotation))
-    return next((c for c in choices if isinstance(c, type) and issubclass(c, BaseModel)), None)
+def _part_of(part: Any, name: str) -> Any:
+    """The table that a key of another holds, or that a list of tables is made of."""
+    if name.isdigit():
+        return part
+    if is_dataclass(part) and isinstance(part, type):
+        inner = get_type_hints(part).get(name)
+    elif _is_table_type(part) and name in part.model_fields:
+        inner = part.model_fields[name].annotation
+    else:  # a name of the user's own, in a table of such tables
+        return part
+    return next((kind for kind in _types_in(inner) if _is_table_type(kind)), None)
+
+
+def _types_in(annotation: Any) -> Iterator[Any]:
+    yield annotation
+    for argument in get_args(annotation):
+        yield from _types_in(argument)
+
+
+def _is_table_type(kind: Any) -> bool:
+    return isinstance(kind, type) and (is_dataclass(kind) or issubclass(kind, BaseModel))
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -194,7 +234,8 @@ def toml_text(table: Mapping[str, Any]) -> str:
     """Write plain values as TOML.
 
     Args:
-        table: Text, numbers, booleans, lists of these, dicts, and lists of dicts; None is left out.
+        table: Text, numbers, booleans, days, moments, lists of these, dicts, and lists of dicts;
+            None is left out.
 
     Returns:
         TOML that ``tomllib`` reads back into equal values.
@@ -240,6 +281,8 @@ def _value(value: Any, path: tuple[str, ...]) -> str:
         return str(value)
     if isinstance(value, float):
         return repr(value) if math.isfinite(value) else _special(value)
+    if isinstance(value, date | datetime):
+        return value.isoformat()
     if isinstance(value, list | tuple):
         return f"[{', '.join(_value(v, path) for v in value)}]"
     raise ArgumentError(f"{'.'.join(path)}: cannot write {type(value).__name__} as TOML")

@@ -137,6 +137,48 @@ def test_a_box_of_another_size_at_the_same_place_is_another_face() -> None:
     assert tracker.update([Walk((100, 100), side=90).box(0)], [0.9], 0.1).ids == (2,)
 
 
+def test_a_confirmed_track_tells_where_it_was_seen_before() -> None:
+    tracker = Tracker(TrackerOptions(confirm_hits=3))
+    walk = Walk((100, 100), (90, 10))
+    updates = [tracker.update([walk.box(i / 10)], [0.9], i / 10) for i in range(5)]
+
+    assert [len(update.begun) for update in updates] == [0, 0, 1, 0, 0]
+    (begun,) = updates[2].begun
+    assert begun.id == 1
+    assert [seconds for seconds, _ in begun.sights] == [0.0, 0.1, 0.2]
+    assert [list(box) for _, box in begun.sights] == [walk.box(i / 10) for i in range(3)]
+
+
+def test_a_track_is_confirmed_by_a_sure_box_where_one_is_asked_for() -> None:
+    tracker = Tracker(TrackerOptions(high_score=0.5, confirm_hits=3, confirm_score=0.8))
+    box, scores = Walk((100, 100)).box(0), [0.6, 0.6, 0.6, 0.6, 0.9, 0.6]
+
+    ids = [tracker.update([box], [score], i / 10).ids for i, score in enumerate(scores)]
+
+    assert ids == [(None,)] * 4 + [(1,)] * 2
+
+
+def test_a_face_is_followed_that_walks_by_quickly() -> None:
+    # 7 sides a second, as of one who walks across the picture, looked for eight times a second.
+    rows = follow([Walk((50, 300), (420, 0))], np.arange(0, 3, 1 / 8), jitter=0.03)
+
+    assert ids_of(rows, 0) == {1}
+
+
+def test_a_forgotten_track_ends_without_a_word_and_its_number_is_not_used_again() -> None:
+    tracker = Tracker(AT_ONCE)
+    box = Walk((100, 100)).box(0)
+    tracker.update([box], [0.9], 0.0)
+    was_idle = tracker.is_idle
+
+    tracker.forget(1)
+
+    assert (was_idle, tracker.is_idle) == (False, True)
+    assert tracker.update([], [], 5.0).ended == ()
+    assert tracker.update([box], [0.9], 5.1).ids == (2,)
+    assert Tracker(AT_ONCE, last_id=tracker.last_id).update([box], [0.9], 0.0).ids == (3,)
+
+
 # --- gone and back --------------------------------------------------------------------------------
 
 

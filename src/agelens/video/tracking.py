@@ -3,6 +3,7 @@ Boxes over time: which of them are the same face, by place and motion alone.
 
     Tracker.update(boxes, scores, seconds) -> TrackUpdate
     ├── ids      one for each box; None until a track is confirmed
+    ├── begun    tracks that were confirmed now, with the boxes they had before
     └── ended    tracks that were not seen for too long
 
 After ByteTrack (Zhang et al., ECCV 2022): doubtful boxes may go on with a track but not begin one.
@@ -29,6 +30,8 @@ from agelens.errors import ArgumentError
 # face and a near one are followed alike.
 _SPEED: Final = 2.0
 """Usual speed of a face, sides a second (a person of 1.5 m/s makes about 7, a head at a desk 1)."""
+_SPEED_AT_FIRST: Final = 4.0
+"""Of one that was seen once: who walks through the picture is lost if its second sight is."""
 _SPEED_LASTS_S: Final = 4.0
 """Time in which a speed is forgotten to 1/e."""
 _JITTER: Final = 0.05
@@ -38,8 +41,13 @@ _GROWTH: Final = 0.2
 _FARTHEST: Final = 9.21
 """Squared distance, in its own spread, under which 99 % of a track's next boxes lie (chi-squared
 with two degrees of freedom)."""
-_SAME_PLACE: Final = 0.3
+_SAME_PLACE: Final = 0.2
 """IoU with the expected box from which motion is not asked."""
+_SAME_FACE: Final = 0.2
+"""IoU with the box of a track from which another box of the frame is a second one of its face: a
+blurred face may give two, and heads that overlap so much hide one another's faces."""
+_SIGHTS_KEPT: Final = 50
+"""Sights that are kept of a track that is not confirmed."""
 _SIZES_APART: Final = 2.0
 """Ratio of the sides of two boxes over which they are not one face."""
 
@@ -52,6 +60,7 @@ class TrackerOptions:
         high_score: Detector's confidence from which a box may begin a track, 0..1.
         low_score: From which a box may go on with a track that was seen in the frame before, 0..1.
         confirm_hits: Boxes after which a track is confirmed and gets an id, 1 or more.
+        confirm_score: Confidence that one of them needs for that, 0..1.
         tentative_s: Seconds without a box after which an unconfirmed track is forgotten that was
             missing in a frame; without one it may wait for ``lost_s`` too.
         lost_s: Seconds without a box after which a confirmed track ends.
@@ -62,6 +71,7 @@ class TrackerOptions:
     high_score: float = 0.7
     low_score: float = 0.3
     confirm_hits: int = 3
+    confirm_score: float = 0.0
     tentative_s: float = 0.5
     lost_s: float = 2.0
     reach: float = 1.5
@@ -73,6 +83,8 @@ class TrackerOptions:
                 "need 0 <= low_score <= high_score <= 1, got "
                 f"low_score={self.low_score} and high_score={self.high_score}"
             )
+        if not 0 <= self.confirm_score <= 1:
+            raise ArgumentError(f"confirm_score must be within 0..1, got {self.confirm_score!r}")
         for name in ("confirm_hits", "max_tracks"):
             count = getattr(self, name)
             if isinstance(count, bool) or not isinstance(count, int) or count < 1:
@@ -103,6 +115,19 @@ class Track:
 
 
 @dataclass(frozen=True)
+class Begun:
+    """A track that was confirmed.
+
+    Attributes:
+        id: Of the track.
+        sights: When and where it was seen up to now, this frame included: seconds and box.
+    """
+
+    id: int
+    sights: tuple[tuple[float, tuple[float, float, float, float]], ...]
+
+
+@dataclass(frozen=True)
 class TrackUpdate:
     """What one frame did.
 
@@ -110,10 +135,12 @@ class TrackUpdate:
         ids: Track of each box, in the order of the boxes; None where it belongs to no confirmed
             track (yet). No id stands twice.
         ended: Tracks that ended, by id.
+        begun: Tracks that were confirmed, by id.
     """
 
     ids: tuple[int | None, ...]
     ended: tuple[Track, ...]
+    begun: tuple[Begun, ...] = ()
 
 
 @dataclass(eq=False)
@@ -130,7 +157,7 @@ class _Motion:
     speed: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
     place_var: float = _JITTER**2
     both_var: float = 0.0
-    speed_var: float = _SPEED**2
+    speed_var: float = _SPEED_AT_FIRST**2
     size_var: float = _JITTER**2
 
     @property
@@ -175,14 +202,16 @@ class _Motion:
 
 @dataclass(eq=False)
 class _Followed:
-    """A track under way; ``id`` is None until it is confirmed."""
+    """A track under way; until it is confirmed ``id`` is None and ``sights`` are kept."""
 
     motion: _Motion
     first_s: float
     last_s: float
     box: tuple[float, float, float, float]
     hits: int = 1
+    best_score: float = 0.0
     id: int | None = None
+    sights: list[tuple[float, tuple[float, float, float, float]]] = field(default_factory=list)
 
     def track(self) -> Track:
         assert self.id is not None  # only confirmed tracks are told
@@ -206,16 +235,32 @@ class Tracker:
         options: How it decides.
     """
 
-    def __init__(self, options: TrackerOptions | None = None) -> None:
+    def __init__(self, options: TrackerOptions | None = None, *, last_id: int = 0) -> None:
+        """Begin with no track.
+
+        Args:
+            options: How it decides; may be exchanged between frames.
+            last_id: The first track gets the number after it.
+        """
         self.options = options or TrackerOptions()
         self._tracks: list[_Followed] = []
         self._before_s = -math.inf
-        self._ids = 0
+        self._ids = last_id
 
     @property
     def tracks(self) -> tuple[Track, ...]:
         """The confirmed tracks that have not ended, seen or not, by id."""
         return _told(self._tracks)
+
+    @property
+    def is_idle(self) -> bool:
+        """Nothing is followed, not even a track that is not confirmed yet."""
+        return not self._tracks
+
+    @property
+    def last_id(self) -> int:
+        """Number of the track that was confirmed last; see ``__init__``."""
+        return self._ids
 
     def update(self, boxes: ArrayLike, scores: ArrayLike, seconds: float) -> TrackUpdate:
         """Take the boxes of one frame.
@@ -243,12 +288,24 @@ class Tracker:
         ids: list[int | None] = [None] * len(given)
         for row, track in found.items():
             ids[order[row]] = track.id
-        return TrackUpdate(tuple(ids), _told(ended))
+        return TrackUpdate(tuple(ids), _told(ended), self._just_begun())
+
+    def forget(self, name: int) -> None:
+        """End the track of this id without a word; of one that has ended nothing is left to end."""
+        self._forget([track for track in self._tracks if track.id == name])
 
     def finish(self) -> tuple[Track, ...]:
         """End all tracks; the confirmed ones, by id. The tracker may go on with new ones."""
         ended, self._tracks = self._tracks, []
         return _told(ended)
+
+    def _just_begun(self) -> tuple[Begun, ...]:
+        begun = []
+        for track in self._tracks:
+            if track.id is not None and track.sights:
+                begun.append(Begun(track.id, tuple(track.sights)))
+                track.sights = []
+        return tuple(sorted(begun, key=lambda one: one.id))
 
     # --- who goes on ------------------------------------------------------------------------------
 
@@ -287,12 +344,16 @@ class Tracker:
                 track = open_tracks[which]
                 self._go_on(track, expected[id(track)], boxes[rows[column]], seconds)
                 found[rows[column]] = track
+        followed = boxes[sorted(found)]
         for row in np.flatnonzero(high).tolist():
-            if row not in found:
-                found[row] = self._begin(boxes[row], seconds)
+            if row in found or (intersection_over_union(boxes[row], followed) >= _SAME_FACE).any():
+                continue
+            found[row] = self._begin(boxes[row], seconds)
         for row in sorted(found):
             track = found[row]
-            if track.id is None and track.hits >= options.confirm_hits:
+            track.best_score = max(track.best_score, float(scores[row]))
+            is_sure = track.best_score >= options.confirm_score
+            if track.id is None and track.hits >= options.confirm_hits and is_sure:
                 self._ids += 1
                 track.id = self._ids
         return found
@@ -303,9 +364,12 @@ class Tracker:
         track.motion = expected.seen(*_centre_and_size(box))
         track.last_s, track.box = seconds, _plain(box)
         track.hits += 1
+        if track.id is None:
+            track.sights = [*track.sights[-_SIGHTS_KEPT:], (seconds, track.box)]
 
     def _begin(self, box: NDArray[np.float64], seconds: float) -> _Followed:
         track = _Followed(_Motion(*_centre_and_size(box)), seconds, seconds, _plain(box))
+        track.sights.append((seconds, track.box))
         self._tracks.append(track)
         return track
 
@@ -448,4 +512,4 @@ def _told(tracks: Sequence[_Followed]) -> tuple[Track, ...]:
     return tuple(sorted(confirmed, key=lambda track: track.id))
 
 
-__all__ = ["Track", "TrackUpdate", "Tracker", "TrackerOptions", "best_pairs"]
+__all__ = ["Begun", "Track", "TrackUpdate", "Tracker", "TrackerOptions", "best_pairs"]
