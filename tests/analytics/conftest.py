@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,8 +9,6 @@ import pytest
 
 from agelens.analytics.store import Store, open_store
 from analytics.servers import PostgresServer
-
-_numbers = itertools.count()
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +24,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "sqlite":
         return str(tmp_path / "visits.db")
     server: PostgresServer = request.getfixturevalue("postgres")
-    return server.create(f"store_{next(_numbers)}")
+    return server.empty()
 
 
 @pytest.fixture

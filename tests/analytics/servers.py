@@ -54,7 +54,8 @@ class PostgresServer:
         return f"postgresql://{_USER}@/{database}?host={self.folder}"
 
     def start(self) -> None:
-        options = f"-c listen_addresses='' -c unix_socket_directories='{self.folder}'"
+        # A process that dies loses nothing without fsync; only a machine that does would.
+        options = f"-c listen_addresses='' -c unix_socket_directories='{self.folder}' -c fsync=off"
         log = str(self.folder / "log")
         self._run("pg_ctl", "-D", self.data, "-o", options, "-l", log, "-w", "-t", "120", "start")
 
@@ -66,6 +67,15 @@ class PostgresServer:
         with contextlib.suppress(subprocess.CalledProcessError):
             self.stop("immediate")
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    def empty(self) -> str:
+        """A database without tables, always the same one, which is much faster; its URL."""
+        import psycopg
+
+        with psycopg.connect(self.url(), autocommit=True) as connection:
+            connection.execute("DROP SCHEMA public CASCADE")
+            connection.execute("CREATE SCHEMA public")
+        return self.url()
 
     def create(self, name: str) -> str:
         """A new database; its URL."""

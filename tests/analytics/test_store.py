@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from agelens.analytics.confusion import LABELS
-from agelens.analytics.store import Added, Scope, Store, copy_visits, open_store
+from agelens.analytics.copying import copy_visits
+from agelens.analytics.store import Added, Scope, Store, open_store
 from agelens.errors import ArgumentError, StoreError
 from agelens.video.visit import COUNTED_BANDS, VISIT_BANDS, LineCrossing, ZoneStay
 from analytics.people import NOON, crowd, visit

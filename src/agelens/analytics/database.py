@@ -8,11 +8,11 @@ import importlib
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 from urllib.parse import quote
 
 from agelens.errors import MissingExtra, StoreError
@@ -327,3 +327,48 @@ def _scripts() -> tuple[Any, Any]:
     config.set_main_option("version_locations", os.fspath(folder).replace("%", "%%"))
     config.set_main_option("path_separator", "newline")
     return ScriptDirectory.from_config(config), config
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+Conflict = Literal["add", "ignore", "replace"]
+
+
+def insert_rows(
+    connection: sa.Connection,
+    table: sa.Table,
+    rows: Sequence[Sequence[Any]],
+    *,
+    conflict: Conflict | None = None,
+    where: str = "",
+) -> None:
+    """Insert many rows at the driver's own speed.
+
+    Args:
+        connection: In a transaction.
+        table: All of its columns are given, in order.
+        rows: Their values.
+        conflict: What becomes of a row whose key is there: its other columns are added up, the new
+            row is ignored, or it replaces the old one. None: an error.
+        where: SQL of a condition under which it replaces; "excluded" is the new row.
+    """
+    if not rows:
+        return
+    names = [column.name for column in table.columns]
+    keys = [column.name for column in table.primary_key.columns]
+    mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
+    statement = (
+        f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({', '.join([mark] * len(names))})"
+    )
+    adds = conflict == "add"
+    changes = ", ".join(
+        f"{name} = " + (f"{table.name}.{name} + " if adds else "") + f"excluded.{name}"
+        for name in names
+        if name not in keys
+    )
+    if conflict == "ignore" or (conflict is not None and not changes):
+        statement += f" ON CONFLICT ({', '.join(keys)}) DO NOTHING"
+    elif conflict is not None:
+        statement += f" ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {changes}"
+        statement += f" WHERE {where}" if where else ""
+    connection.exec_driver_sql(statement, [tuple(row) for row in rows])

@@ -100,14 +100,15 @@ def _write_csv(path: Path, rows: Iterable[dict[str, Any]]) -> int:
             for name in _MOMENTS:
                 row[name] = row[name].isoformat(timespec="milliseconds")
             for name in _TEXTS:
-                row[name] = _no_formula(row[name])
+                row[name] = None if row[name] is None else plain_cell(row[name])
             writer.writerow(row)
             count += 1
     return count
 
 
-def _no_formula(text: str | None) -> str | None:
-    return f"'{text}" if text is not None and text.startswith(_FORMULA_STARTS) else text
+def plain_cell(text: str) -> str:
+    """A text that a spreadsheet does not run as a formula."""
+    return f"'{text}" if text.startswith(_FORMULA_STARTS) else text
 
 
 def _write_parquet(path: Path, rows: Iterable[dict[str, Any]]) -> int:

@@ -12,11 +12,11 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from datetime import UTC, date, datetime, timedelta
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self, TypeVar
 from zoneinfo import ZoneInfo
@@ -24,10 +24,12 @@ from zoneinfo import ZoneInfo
 import numpy as np
 from numpy.typing import NDArray
 
+from agelens.analytics import sums
 from agelens.analytics.confusion import LABELS
 from agelens.analytics.database import (
     WriterLock,
     import_sqlalchemy,
+    insert_rows,
     migrate,
     postgres_engine,
     require_current,
@@ -36,63 +38,58 @@ from agelens.analytics.database import (
     translated,
 )
 from agelens.analytics.hours import day_start, local_day
-from agelens.analytics.suppression import DEFAULT_MINIMUM, suppress
+from agelens.analytics.records import (
+    DAY_MS,
+    MINUTE_MS,
+    QUARTER_MS,
+    Added,
+    KeptHealth,
+    KeptLine,
+    KeptZone,
+    Position,
+    Scope,
+    Site,
+    WatchedMinute,
+    milliseconds,
+    moment_of,
+)
+from agelens.analytics.retention import ALL_BANDS, ALL_GENDERS, first_moment, retire_day
+from agelens.analytics.rows import NO_BAND, NO_GENDER, bands_of, canonical, rows_of, visit_of
+from agelens.analytics.suppression import DEFAULT_MINIMUM
 from agelens.errors import ArgumentError, StoreError
+from agelens.video.health import HealthSample
 from agelens.video.visit import COUNTED_BANDS, LineCrossing, Visit, ZoneStay
 
 if TYPE_CHECKING:
     import sqlalchemy as sa
 
+__all__ = [
+    "Added",
+    "KeptHealth",
+    "KeptLine",
+    "KeptZone",
+    "Position",
+    "Scope",
+    "Site",
+    "Store",
+    "WatchedMinute",
+    "open_store",
+]
+
 Counts = NDArray[np.int64]
 Made = TypeVar("Made")
-
-MINUTE_MS: Final = 60_000
-HOUR_MS: Final = 3_600_000
-QUARTER_MS: Final = 900_000
-"""Sums come by quarters of an hour: every time zone of today begins its hours at one."""
+Place = tuple[str, str]
+"""Site and camera."""
 
 _ROWS_AT_ONCE: Final = 2000
 _KEYS_AT_ONCE: Final = 500
+_SPARSE: Final = 4
 _HORIZON: Final = "horizon_ms"
-
-
-@dataclass(frozen=True)
-class Added:
-    """What became of the visits that were handed over.
-
-    Attributes:
-        stored: New ones, now on disk.
-        known: They were there already.
-        expired: They began before the last day that retention has deleted.
-    """
-
-    stored: int
-    known: int
-    expired: int
-
-
-@dataclass(frozen=True)
-class Scope:
-    """Which visits are meant.
-
-    Attributes:
-        start: First moment, with a time zone; None from the beginning.
-        end: First moment after it; None to the end. Sums count whole minutes.
-        sites: Their names; empty for all.
-        cameras: Their names; empty for all.
-        staff: Take staff in.
-    """
-
-    start: datetime | None = None
-    end: datetime | None = None
-    sites: tuple[str, ...] = ()
-    cameras: tuple[str, ...] = ()
-    staff: bool = False
-
-    def __post_init__(self) -> None:
-        for moment in (self.start, self.end):
-            if moment is not None and moment.tzinfo is None:
-                raise ArgumentError(f"start and end of a scope need a time zone, got {moment}")
+_MEASURED: Final = (
+    *("frames_in", "dropped", "detections", "faces", "usable", "reconnects", "down_ms"),
+    *("quality_sum", "age_sum"),
+)
+_LONGER: Final = "(excluded.frames_in, excluded.down_ms) > ({0}.frames_in, {0}.down_ms)"
 
 
 def open_store(
@@ -130,6 +127,7 @@ class Store:
         from agelens.analytics import tables
 
         self._t = tables
+        self._all = tables.metadata
         self._mutex = threading.Lock()
         self._lock: WriterLock | None = None
         self._engines: list[sa.Engine] = []
@@ -230,71 +228,152 @@ class Store:
 
     # --- writing ----------------------------------------------------------------------------------
 
-    def add(self, visits: Sequence[Visit]) -> Added:
-        """Store visits; all are on disk when this returns, or none.
+    def add(
+        self,
+        visits: Sequence[Visit] = (),
+        *,
+        watched: Sequence[WatchedMinute] = (),
+        health: Sequence[HealthSample] = (),
+        position: Position | None = None,
+        facts: Mapping[str, str] | None = None,
+    ) -> Added:
+        """Store what a camera gave; all of it is on disk when this returns, or none.
+
+        Handed over again, the same changes nothing, so what was not acknowledged can be repeated.
+        Many at a time (some thousands) are stored at a much greater speed than one by one.
 
         Args:
             visits: New ones, and any that may be there already.
+            watched: How long cameras were seen; of several notes of one minute the longest holds.
+            health: How well they saw; of several samples of one minute and epoch the longest holds.
+            position: Where the source can be gone on with after this; the last one holds.
+            facts: What else to remember, by names of your own; the last value holds.
+
+        Returns:
+            What became of the visits.
 
         Raises:
+            ArgumentError: A sample is longer than its minute.
             StoreError: The disk is full, the server stays away, or the store was opened read-only.
         """
         rows = list({visit.key: visit for visit in visits}.values())
-        if not rows:
+        longest = _longest(watched)
+        samples = _checked_samples(health)
+        if not (rows or longest or samples or position or facts):
             return Added(0, 0, 0)
 
         def work(connection: sa.Connection) -> Added:
-            horizon = self._fact(connection, _HORIZON)
-            fresh = [v for v in rows if horizon is None or _milliseconds(v.start) >= int(horizon)]
-            known = self._known_keys(connection, fresh)
-            new = [visit for visit in fresh if visit.key not in known]
-            self._insert(connection, new)
-            self._sum_up(connection, new)
-            return Added(len(new), len(fresh) - len(new), len(rows) - len(fresh))
+            if (longest or samples) and not self.is_sqlite:
+                # Quarters are made anew from their minutes: not by two writers at once.
+                connection.exec_driver_sql("SELECT pg_advisory_xact_lock(71023146)")
+            horizon = int(self._fact(connection, _HORIZON) or -(1 << 62))
+            added = self._add_visits(connection, rows, horizon)
+            self._add_watched(connection, longest, horizon)
+            self._add_health(connection, samples, horizon)
+            if position is not None:
+                self._set_position(connection, position)
+            for name, value in (facts or {}).items():
+                self._set_fact(connection, name, value)
+            return added
 
         return self._write(work)
 
     def watch(self, site: str, camera: str, minute: datetime, seconds: float) -> None:
-        """Note how much of a minute a camera was seen; of several notes the longest holds.
+        """Note how much of a minute a camera was seen; see ``WatchedMinute``."""
+        self.add(watched=[WatchedMinute(site, camera, minute, seconds)])
+
+    def add_health(self, samples: Sequence[HealthSample]) -> None:
+        """Store samples alone; see ``add``."""
+        self.add(health=samples)
+
+    def forget(self, site: str, camera: str, epoch: str) -> int:
+        """Delete what one run of a source gave, so that it can be counted anew.
+
+        Visits go with their sums, then health and position. Watched minutes stay: of several notes
+        the longest holds.
 
         Args:
             site: Name of the place.
             camera: Name of the camera.
-            minute: Any moment of the minute, with a time zone.
-            seconds: 0..60.
+            epoch: Run of the source, as in ``Visit``.
 
-        Raises:
-            ArgumentError: No time zone, or the seconds are outside 0..60.
+        Returns:
+            Visits deleted.
         """
-        if minute.tzinfo is None or not 0 <= seconds <= 60:
-            raise ArgumentError(
-                f"a watched minute needs a time zone and 0..60 seconds, got {minute}, {seconds}"
-            )
-        table = self._t.watched
-        start = _milliseconds(minute) // MINUTE_MS * MINUTE_MS
-        row = {"site": site, "camera": camera, "minute_ms": start}
+        scope = Scope(sites=(site,), cameras=(camera,), staff=True)
+        gone = [visit for visit in self.visits(scope) if visit.epoch == epoch]
 
-        def work(connection: sa.Connection) -> None:
-            insert = self._insert_of(table).values(**row, watched_ms=round(1000 * seconds))
-            longer = insert.excluded.watched_ms
-            connection.execute(
-                insert.on_conflict_do_update(
-                    index_elements=list(table.primary_key.columns),
-                    set_={"watched_ms": longer},
-                    where=table.c.watched_ms < longer,
-                )
-            )
+        def work(connection: sa.Connection) -> int:
+            found = self._known_keys(connection, gone)
+            there = [visit for visit in gone if visit.key in found]
+            sums.take_away(connection, self._all, sums.sums_of(there, bands_of(there)))
+            for name in ("visits", "health", "positions"):
+                table = self._all.tables[name]
+                mine = (table.c.site == site, table.c.camera == camera, table.c.epoch == epoch)
+                if name == "health":
+                    minutes = connection.execute(self._sa.select(table.c.minute_ms).where(*mine))
+                    rows = [(row.minute_ms, site, camera) for row in minutes]
+                connection.execute(table.delete().where(*mine))
+            self._renew_quarters(connection, sums.HEALTH, rows)
+            return len(there)
 
-        self._write(work)
+        return self._write(work)
 
-    def _insert_of(self, table: sa.Table) -> Any:
-        if self.is_sqlite:
-            from sqlalchemy.dialects import sqlite
+    def set_site(self, site: Site) -> None:
+        """Note a site, or change what is known of it."""
+        row = (site.name, site.timezone, site.title, site.note)
+        self._write(lambda c: insert_rows(c, self._t.sites, [row], conflict="replace"))
 
-            return sqlite.insert(table)
-        from sqlalchemy.dialects import postgresql
+    def _add_visits(
+        self, connection: sa.Connection, visits: Sequence[Visit], horizon: int
+    ) -> Added:
+        fresh = [visit for visit in visits if milliseconds(visit.start) >= horizon]
+        known = self._known_keys(connection, fresh)
+        new = [visit for visit in fresh if visit.key not in known] if known else fresh
+        bands = bands_of(new)
+        rows = rows_of(new, bands)
+        for table, found in (
+            (self._t.visits, rows.visits),
+            (self._t.stays, rows.stays),
+            (self._t.crossings, rows.crossings),
+        ):
+            insert_rows(connection, table, found)
+        sums.add_sums(connection, self._all, sums.sums_of(new, bands))
+        self._add_cameras(connection, {(visit.site, visit.camera) for visit in new})
+        return Added(len(new), len(fresh) - len(new), len(visits) - len(fresh))
 
-        return postgresql.insert(table)
+    def _add_watched(
+        self, connection: sa.Connection, longest: Mapping[sums.Key, int], horizon: int
+    ) -> None:
+        rows = [(*key, held) for key, held in sorted(longest.items()) if key[0] >= horizon]
+        longer = "excluded.watched_ms > watched.watched_ms"
+        insert_rows(connection, self._t.watched, rows, conflict="replace", where=longer)
+        self._renew_quarters(connection, sums.WATCHED, rows)
+
+    def _add_health(
+        self, connection: sa.Connection, samples: Sequence[HealthSample], horizon: int
+    ) -> None:
+        rows = sorted(row for row in map(_health_row, samples) if row[0] >= horizon)
+        longer = _LONGER.format("health")
+        insert_rows(connection, self._t.health, rows, conflict="replace", where=longer)
+        self._renew_quarters(connection, sums.HEALTH, rows)
+
+    def _renew_quarters(
+        self, connection: sa.Connection, ladder: sums.Ladder, rows: Sequence[Sequence[Any]]
+    ) -> None:
+        self._add_cameras(connection, {(row[1], row[2]) for row in rows})
+        starts = sorted({row[0] - row[0] % QUARTER_MS for row in rows})
+        for start, end in _runs(starts, QUARTER_MS):
+            sums.renew(connection, self._all, ladder, start, end)
+
+    def _add_cameras(self, connection: sa.Connection, places: set[Place]) -> None:
+        insert_rows(connection, self._t.cameras, sorted(places), conflict="ignore")
+
+    def _set_position(self, connection: sa.Connection, position: Position) -> None:
+        where = position.site, position.camera, position.epoch
+        state = json.dumps(dict(position.state))
+        row = (*where, position.pts_us, state)
+        insert_rows(connection, self._t.positions, [row], conflict="replace")
 
     def _known_keys(
         self, connection: sa.Connection, visits: Sequence[Visit]
@@ -305,62 +384,21 @@ class Store:
             by_source.setdefault(visit.key[:3], []).append(visit.key[3:])
         known = set()
         for (site, camera, epoch), tracks in by_source.items():
-            for part in _parts(tracks, _KEYS_AT_ONCE):
+            for part in _parts(sorted(tracks), _KEYS_AT_ONCE):
+                first, last = part[0][0], part[-1][0]
+                # One range of the index is much faster than its keys one by one.
+                if last - first < _SPARSE * len(part):
+                    condition = table.c.track.between(first, last)
+                else:
+                    condition = self._sa.tuple_(table.c.track, table.c.first_pts).in_(part)
                 asked = self._sa.select(table.c.track, table.c.first_pts).where(
                     table.c.site == site,
                     table.c.camera == camera,
                     table.c.epoch == epoch,
-                    self._sa.tuple_(table.c.track, table.c.first_pts).in_(part),
+                    condition,
                 )
                 known |= {(site, camera, epoch, *row) for row in connection.execute(asked)}
         return known
-
-    def _insert(self, connection: sa.Connection, visits: Sequence[Visit]) -> None:
-        tables = self._t
-        rows = [_visit_row(visit, tables.AGE_COLUMNS) for visit in visits]
-        stays = [
-            {"visit_id": visit.id, "zone": stay.zone, "stay_ms": round(1000 * stay.seconds)}
-            for visit in visits
-            for stay in visit.stays
-        ]
-        crossings = [
-            {
-                "visit_id": visit.id,
-                "number": number,
-                "line": crossing.line,
-                "direction": crossing.direction,
-                "at_ms": _milliseconds(crossing.at),
-            }
-            for visit in visits
-            for number, crossing in enumerate(visit.crossings)
-        ]
-        for table, found in (
-            (tables.visits, rows),
-            (tables.stays, stays),
-            (tables.crossings, crossings),
-        ):
-            if found:
-                connection.execute(table.insert(), found)
-
-    def _sum_up(self, connection: sa.Connection, visits: Sequence[Visit]) -> None:
-        for table, sums in _minute_sums(visits, self._t).items():
-            names = [column.name for column in table.primary_key.columns]
-            added = [column.name for column in table.columns if column.name not in names]
-            # In one order everywhere, so that two writers cannot wait for each other.
-            rows = [
-                {**dict(zip(names, key, strict=True)), **dict(zip(added, values, strict=True))}
-                for key, values in sorted(sums.items())
-            ]
-            if not rows:
-                continue
-            insert = self._insert_of(table)
-            connection.execute(
-                insert.on_conflict_do_update(
-                    index_elements=names,
-                    set_={name: table.c[name] + insert.excluded[name] for name in added},
-                ),
-                rows,
-            )
 
     def _fact(self, connection: sa.Connection, name: str) -> str | None:
         facts = self._t.facts
@@ -369,23 +407,27 @@ class Store:
         return None if value is None else str(value)
 
     def _set_fact(self, connection: sa.Connection, name: str, value: str) -> None:
-        insert = self._insert_of(self._t.facts).values(name=name, value=value)
-        connection.execute(
-            insert.on_conflict_do_update(index_elements=["name"], set_={"value": value})
-        )
+        insert_rows(connection, self._t.facts, [(name, value)], conflict="replace")
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def visits(self, scope: Scope | None = None) -> Iterator[Visit]:
-        """Visits by start, then id, read a few thousand at a time."""
+    def visits(
+        self, scope: Scope | None = None, *, after: tuple[datetime, str] | None = None
+    ) -> Iterator[Visit]:
+        """Visits by start, then id, read a few thousand at a time.
+
+        Args:
+            scope: Which; None takes all but staff.
+            after: Start and id of a visit: only those behind it.
+        """
         chosen = scope or Scope()
-        last: tuple[int, str] | None = None
+        last = None if after is None else (milliseconds(after[0]), after[1])
         while True:
             page = self._page(chosen, last)
             yield from page
             if len(page) < _ROWS_AT_ONCE:
                 return
-            last = _milliseconds(page[-1].start), page[-1].id
+            last = milliseconds(page[-1].start), page[-1].id
 
     def _page(self, scope: Scope, after: tuple[int, str] | None) -> list[Visit]:
         table, alchemy = self._t.visits, self._sa
@@ -397,59 +439,60 @@ class Store:
         asked = asked.order_by(table.c.start_ms, table.c.id).limit(_ROWS_AT_ONCE)
 
         def work(connection: sa.Connection) -> list[Visit]:
-            rows = connection.execute(asked).mappings().all()
-            stays, crossings = self._parts_of(connection, [row["id"] for row in rows])
-            return [
-                _visit_of(row, self._t, stays.get(row["id"], ()), crossings.get(row["id"], ()))
-                for row in rows
-            ]
+            rows = connection.execute(asked).all()
+            stays, crossings = self._parts_of(connection, [row[0] for row in rows])
+            return [visit_of(row, stays, crossings) for row in rows]
 
         return self._read(work)
 
     def _parts_of(
         self, connection: sa.Connection, ids: Sequence[str]
-    ) -> tuple[dict[str, tuple[ZoneStay, ...]], dict[str, tuple[LineCrossing, ...]]]:
-        stays: dict[str, tuple[ZoneStay, ...]] = {}
-        crossings: dict[str, tuple[LineCrossing, ...]] = {}
+    ) -> tuple[dict[str, list[ZoneStay]], dict[str, list[LineCrossing]]]:
+        stays: dict[str, list[ZoneStay]] = {}
+        crossings: dict[str, list[LineCrossing]] = {}
         for part in _parts(ids, _KEYS_AT_ONCE):
             table = self._t.stays
             asked = self._sa.select(table).where(table.c.visit_id.in_(part))
-            for row in connection.execute(asked):
-                stay = ZoneStay(row.zone, row.stay_ms / 1000)
-                stays[row.visit_id] = (*stays.get(row.visit_id, ()), stay)
+            for visit, zone, stay_ms in connection.execute(asked):
+                stays.setdefault(visit, []).append(ZoneStay(zone, stay_ms / 1000))
             table = self._t.crossings
             asked = self._sa.select(table).where(table.c.visit_id.in_(part))
-            for row in connection.execute(asked.order_by(table.c.number)):
-                crossing = LineCrossing(row.line, row.direction, _moment(row.at_ms))
-                crossings[row.visit_id] = (*crossings.get(row.visit_id, ()), crossing)
+            for visit, _, line, direction, at in connection.execute(
+                asked.order_by(table.c.visit_id, table.c.number)
+            ):
+                found = LineCrossing(line, direction, moment_of(at))
+                crossings.setdefault(visit, []).append(found)
         return stays, crossings
 
     def _conditions(self, table: sa.Table, time: Any, scope: Scope) -> list[Any]:
-        found = []
+        found = sums.scope_conditions(table, scope)
         if scope.start is not None:
-            found.append(time >= _milliseconds(scope.start))
+            found.append(time >= milliseconds(scope.start))
         if scope.end is not None:
-            found.append(time < _milliseconds(scope.end))
-        if scope.sites:
-            found.append(table.c.site.in_(scope.sites))
-        if scope.cameras:
-            found.append(table.c.camera.in_(scope.cameras))
-        if not scope.staff and "staff" in table.c:
-            found.append(table.c.staff.is_(False))
+            found.append(time < milliseconds(scope.end))
         return found
 
     def _summed(
-        self, table: sa.Table, scope: Scope, by: Sequence[Any], sums: Sequence[Any]
+        self,
+        ladder: sums.Ladder,
+        scope: Scope | None,
+        by: Sequence[str],
+        added: Sequence[str],
+        step_ms: int | None = None,
+        only: Mapping[str, str] | None = None,
     ) -> list[tuple[Any, ...]]:
-        asked = (
-            self._sa.select(*by, *(self._sa.func.sum(column) for column in sums))
-            .where(*self._conditions(table, table.c.minute_ms, scope))
-            .group_by(*by)
-            .order_by(*by)
+        return self._read(
+            lambda connection: sums.read_sums(
+                connection,
+                self._all,
+                ladder,
+                scope or Scope(),
+                by,
+                added,
+                step_ms=step_ms,
+                only=only,
+            )
         )
-        rows = self._rows(asked)
-        # PostgreSQL sums whole numbers as decimals.
-        return [(*row[: len(by)], *(int(value) for value in row[len(by) :])) for row in rows]
 
     def _rows(self, asked: Any) -> list[Any]:
         return self._read(lambda connection: list(connection.execute(asked)))
@@ -461,18 +504,37 @@ class Store:
             (B, 3) int64 by ``visit.COUNTED_BANDS`` and ``confusion.LABELS``; and the number of
             visits without an age or a gender.
         """
-        table = self._t.minutes
-        rows = self._summed(
-            table, scope or Scope(), [table.c.band, table.c.gender], [table.c.visits]
-        )
-        counts = np.zeros((len(COUNTED_BANDS), len(LABELS)), np.int64)
-        unknown = 0
-        for band, gender, visits in rows:
-            if band == self._t.NO_BAND or gender == self._t.NO_GENDER:
+        counts, unknown = _no_answers(), 0
+        for found, without in self.answers_by_camera(scope).values():
+            counts += found
+            unknown += without
+        return counts, unknown
+
+    def answers_by_camera(self, scope: Scope | None = None) -> dict[Place, tuple[Counts, int]]:
+        """``answers`` for each site and camera that has any."""
+        found: dict[Place, tuple[Counts, int]] = {}
+        by = ("site", "camera", "band", "gender")
+        for site, camera, band, gender, visits in self._summed(
+            sums.ANSWERS, scope, by, ("visits",)
+        ):
+            counts, unknown = found.get((site, camera), (_no_answers(), 0))
+            if band == NO_BAND or gender == NO_GENDER:
                 unknown += visits
             else:
                 counts[band, LABELS.index(gender)] += visits
-        return counts, unknown
+            found[site, camera] = counts, unknown
+        return found
+
+    def bands_by_day(self, scope: Scope | None = None) -> list[tuple[str, str, datetime, int, int]]:
+        """Site, camera, start of the day of UTC, place of the band, and visits with an age."""
+        by = ("site", "camera", "band")
+        return [
+            (site, camera, moment_of(start), band, visits)
+            for start, site, camera, band, visits in self._summed(
+                sums.ANSWERS, scope, by, ("visits",), DAY_MS
+            )
+            if band != NO_BAND
+        ]
 
     def quarters(self, scope: Scope | None = None) -> list[tuple[datetime, int, float, float]]:
         """Visits that began in each quarter of an hour.
@@ -481,13 +543,23 @@ class Store:
             Start of the quarter (UTC), visits, seconds in view, seconds attentive; quarters without
             a visit are left out. See ``hours`` for the hours of the site.
         """
-        table = self._t.minutes
-        quarter = (table.c.minute_ms - table.c.minute_ms % QUARTER_MS).label("quarter")
-        sums = [table.c.visits, table.c.seen_ms, table.c.attentive_ms]
         return [
-            (_moment(int(start)), visits, seen / 1000, attentive / 1000)
+            (moment_of(start), visits, seen / 1000, attentive / 1000)
             for start, visits, seen, attentive in self._summed(
-                table, scope or Scope(), [quarter], sums
+                sums.TOTALS, scope, (), ("visits", "seen_ms", "attentive_ms"), QUARTER_MS
+            )
+        ]
+
+    def quarters_by_camera(
+        self, scope: Scope | None = None
+    ) -> list[tuple[str, str, datetime, int, float, float]]:
+        """``quarters`` of each camera: site and camera come before the start."""
+        added = ("visits", "seen_ms", "attentive_ms")
+        at = _Moments()
+        return [
+            (site, camera, at[start], visits, seen / 1000, attentive / 1000)
+            for start, site, camera, visits, seen, attentive in self._summed(
+                sums.TOTALS, scope, ("site", "camera"), added, QUARTER_MS
             )
         ]
 
@@ -495,36 +567,126 @@ class Store:
         self, scope: Scope | None = None
     ) -> list[tuple[str, str, datetime, float]]:
         """Seconds that each camera was seen in each quarter: site, camera, start (UTC), seconds."""
-        table = self._t.watched
-        quarter = (table.c.minute_ms - table.c.minute_ms % QUARTER_MS).label("quarter")
-        by = [table.c.site, table.c.camera, quarter]
-        return [
-            (site, camera, _moment(int(start)), watched / 1000)
-            for site, camera, start, watched in self._summed(
-                table, scope or Scope(), by, [table.c.watched_ms]
-            )
-        ]
+        found = self._summed(sums.WATCHED, scope, ("site", "camera"), ("watched_ms",), QUARTER_MS)
+        found.sort(key=itemgetter(1, 2))
+        at = _Moments()
+        return [(site, camera, at[start], ms / 1000) for start, site, camera, ms in found]
+
+    def watched_by_camera(self, scope: Scope | None = None) -> dict[Place, float]:
+        """Seconds that each camera was seen in the whole scope."""
+        rows = self._summed(sums.WATCHED, scope, ("site", "camera"), ("watched_ms",))
+        return {(site, camera): watched / 1000 for site, camera, watched in rows}
 
     def zones(self, scope: Scope | None = None) -> list[tuple[str, str, str, int, float]]:
         """Site, camera, zone, visits, and seconds spent there."""
-        table = self._t.minute_zones
-        by = [table.c.site, table.c.camera, table.c.zone]
-        rows = self._summed(table, scope or Scope(), by, [table.c.visits, table.c.stay_ms])
+        by = ("site", "camera", "zone")
+        rows = self._summed(sums.ZONES, scope, by, ("visits", "stay_ms"))
         return [(site, camera, zone, n, stay / 1000) for site, camera, zone, n, stay in rows]
+
+    def zone_quarters(self, scope: Scope, zone: str) -> list[tuple[str, str, datetime, int, float]]:
+        """Site, camera, quarter of an hour, visits of one zone that began in it, seconds there."""
+        by = ("site", "camera", "zone")
+        at = _Moments()
+        return [
+            (site, camera, at[start], visits, stay / 1000)
+            for start, site, camera, _, visits, stay in self._summed(
+                sums.ZONES, scope, by, ("visits", "stay_ms"), QUARTER_MS, only={"zone": zone}
+            )
+        ]
+
+    def models(self, scope: Scope | None = None) -> tuple[str, ...]:
+        """Which models made the estimates of the visits of a scope, by name."""
+        table, alchemy = self._t.visits, self._sa
+        conditions = self._conditions(table, table.c.start_ms, scope or Scope())
+        found: list[str] = []
+        last = ""
+        # One step of the index for each model, however many visits there are.
+        while True:
+            after = alchemy.select(alchemy.func.min(table.c.model)).where(table.c.model > last)
+            ((name,),) = self._rows(after)
+            if name is None:
+                return tuple(found)
+            last = str(name)
+            asked = alchemy.select(alchemy.literal(1)).where(table.c.model == last, *conditions)
+            if self._rows(asked.limit(1)):
+                found.append(last)
 
     def lines(self, scope: Scope | None = None) -> list[tuple[str, str, str, str, int]]:
         """Site, camera, line, direction, and crossings of the visits that began in the scope."""
-        table = self._t.minute_lines
-        by = [table.c.site, table.c.camera, table.c.line, table.c.direction]
-        return self._summed(table, scope or Scope(), by, [table.c.crossings])
+        by = ("site", "camera", "line", "direction")
+        return self._summed(sums.LINES, scope, by, ("crossings",))
 
-    def cameras(self) -> list[tuple[str, str]]:
-        """Site and camera of everything in the store."""
-        found: set[tuple[str, str]] = set()
-        for table in (self._t.minutes, self._t.watched, self._t.kept_days):
-            asked = self._sa.select(table.c.site, table.c.camera).distinct()
-            found |= {(row.site, row.camera) for row in self._rows(asked)}
-        return sorted(found)
+    def health(
+        self, scope: Scope | None = None, *, step: timedelta = timedelta(minutes=15)
+    ) -> list[HealthSample]:
+        """How well each camera saw, added up over equal times.
+
+        Args:
+            scope: Of it count the times, the sites and the cameras.
+            step: Whole minutes; those of 15, 30 or 60 are read fastest. Steps begin at multiples of
+                their length since 1970 in UTC.
+
+        Returns:
+            By time, site and camera; ``minute`` is the start of the step, ``epoch`` is empty.
+
+        Raises:
+            ArgumentError: The step is not of whole minutes.
+        """
+        step_ms = step // timedelta(milliseconds=1)
+        if step_ms < MINUTE_MS or step_ms % MINUTE_MS:
+            raise ArgumentError(f"a step of health is of whole minutes, got {step}")
+        rows = self._summed(sums.HEALTH, scope, ("site", "camera"), _MEASURED, step_ms)
+        return [
+            HealthSample(site, camera, moment_of(start), **_measured(row))
+            for start, site, camera, *row in rows
+        ]
+
+    def health_by_camera(self, scope: Scope | None = None) -> dict[Place, HealthSample]:
+        """How well each camera saw over the whole scope; ``minute`` is its start."""
+        begin = (scope.start if scope else None) or moment_of(0)
+        rows = self._summed(sums.HEALTH, scope, ("site", "camera"), _MEASURED)
+        return {
+            (site, camera): HealthSample(site, camera, begin, **_measured(row))
+            for site, camera, *row in rows
+        }
+
+    def span(self, scope: Scope | None = None) -> tuple[datetime, datetime] | None:
+        """First quarter of an hour with visits, and the end of the last; None without visits."""
+        table = self._t.quarters
+        time, alchemy = table.c.quarter_ms, self._sa
+        asked = alchemy.select(alchemy.func.min(time), alchemy.func.max(time)).where(
+            *self._conditions(table, time, scope or Scope(staff=True))
+        )
+        ((first, last),) = self._rows(asked)
+        return None if first is None else (moment_of(first), moment_of(last + QUARTER_MS))
+
+    def cameras(self) -> list[Place]:
+        """Site and camera of everything that the store ever held."""
+        table = self._t.cameras
+        return [(row.site, row.camera) for row in self._rows(self._ordered(table))]
+
+    def sites(self) -> tuple[Site, ...]:
+        """What ``set_site`` noted, by name."""
+        return tuple(Site(*row) for row in self._rows(self._ordered(self._t.sites)))
+
+    def position(self, site: str, camera: str, epoch: str) -> Position | None:
+        """Where to go on with a source; None when nothing was noted."""
+        table = self._t.positions
+        asked = self._sa.select(table).where(
+            table.c.site == site, table.c.camera == camera, table.c.epoch == epoch
+        )
+        found = [self._position_of(row) for row in self._rows(asked)]
+        return found[0] if found else None
+
+    def positions(self) -> list[Position]:
+        """All of them."""
+        return [self._position_of(row) for row in self._rows(self._ordered(self._t.positions))]
+
+    def _position_of(self, row: Any) -> Position:
+        return Position(row.site, row.camera, row.epoch, row.pts_us, json.loads(row.state))
+
+    def _ordered(self, table: sa.Table) -> Any:
+        return self._sa.select(table).order_by(*table.primary_key.columns)
 
     def kept_days(self) -> list[tuple[str, str, date, int | None, str | None, int | None]]:
         """What retention has kept of whole days.
@@ -534,14 +696,14 @@ class Store:
             none), and visits (None where hidden).
         """
         table = self._t.kept_days
-        rows = self._rows(self._sa.select(table).order_by(*table.primary_key.columns))
+        rows = self._rows(self._ordered(table))
         return [
             (
                 row.site,
                 row.camera,
                 date.fromisoformat(row.day),
-                None if row.band == self._t.ALL_BANDS else row.band,
-                None if row.gender == self._t.ALL_GENDERS else row.gender,
+                None if row.band == ALL_BANDS else row.band,
+                None if row.gender == ALL_GENDERS else row.gender,
                 row.visits,
             )
             for row in rows
@@ -550,8 +712,74 @@ class Store:
     def kept_hours(self) -> list[tuple[str, str, datetime, int | None]]:
         """What retention has kept of hours: site, camera, start (UTC), visits (None if hidden)."""
         table = self._t.kept_hours
-        rows = self._rows(self._sa.select(table).order_by(*table.primary_key.columns))
-        return [(row.site, row.camera, _moment(row.hour_ms), row.visits) for row in rows]
+        rows = self._rows(self._ordered(table))
+        return [(row.site, row.camera, moment_of(row.hour_ms), row.visits) for row in rows]
+
+    def kept_zones(self) -> list[KeptZone]:
+        """What retention has kept of zones."""
+        return [
+            KeptZone(site, camera, date.fromisoformat(day), zone, visits, _seconds(stay_ms))
+            for site, camera, day, zone, visits, stay_ms in self._rows(
+                self._ordered(self._t.kept_zones)
+            )
+        ]
+
+    def kept_lines(self) -> list[KeptLine]:
+        """What retention has kept of lines."""
+        return [
+            KeptLine(site, camera, date.fromisoformat(day), *rest)
+            for site, camera, day, *rest in self._rows(self._ordered(self._t.kept_lines))
+        ]
+
+    def kept_health(self) -> list[KeptHealth]:
+        """What retention has kept of how well cameras saw."""
+        return [
+            KeptHealth(
+                row.site,
+                row.camera,
+                date.fromisoformat(row.day),
+                has_faces=row.faces is not None,
+                **_measured([getattr(row, name) or 0 for name in _MEASURED]),
+            )
+            for row in self._rows(self._ordered(self._t.kept_health))
+        ]
+
+    def fact(self, name: str) -> str | None:
+        """What ``add`` was told to remember; None when it was not, "store_id" names the store."""
+        return self._read(lambda connection: self._fact(connection, name))
+
+    # --- copying ----------------------------------------------------------------------------------
+
+    def rows(
+        self, name: str, *, after: Sequence[Any] | None = None, count: int | None = None
+    ) -> list[tuple[Any, ...]]:
+        """Rows of one of the ``tables`` in the order of its key; for ``copying``.
+
+        Args:
+            name: Of the table.
+            after: A key: only rows behind it.
+            count: So many at most; None takes all.
+        """
+        table = self._all.tables[name]
+        asked = self._ordered(table).limit(count)
+        if after is not None:
+            key = self._sa.tuple_(*table.primary_key.columns)
+            asked = asked.where(key > self._sa.tuple_(*after))
+        return [tuple(row) for row in self._rows(asked)]
+
+    def take_rows(self, name: str, rows: Sequence[Sequence[Any]]) -> None:
+        """Put in rows that ``rows`` gave, where their keys are not there yet; for ``copying``."""
+        table = self._all.tables[name]
+        self._write(lambda connection: insert_rows(connection, table, rows, conflict="ignore"))
+
+    def horizon(self) -> datetime | None:
+        """End of the last day that retention has deleted."""
+        value = self.fact(_HORIZON)
+        return None if value is None else moment_of(int(value))
+
+    def raise_horizon(self, moment: datetime) -> None:
+        """Refuse visits before a moment, as after retention; it is never lowered."""
+        self._write(lambda connection: self._raise_horizon(connection, milliseconds(moment)))
 
     # --- retention --------------------------------------------------------------------------------
 
@@ -589,76 +817,28 @@ class Store:
         end = day_start(today - timedelta(days=days), zone)
         deleted = 0
         while True:
-            first = self._read(self._first_moment)
-            if first is None or first >= _milliseconds(end):
+            first = self._read(partial(first_moment, tables=self._all))
+            if first is None or first >= milliseconds(end):
                 break
-            day = local_day(_moment(first), zone)
+            day = local_day(moment_of(first), zone)
             deleted += self._write(partial(self._retire, day=day, zone=zone, minimum=minimum))
-        self._write(lambda connection: self._raise_horizon(connection, _milliseconds(end)))
-        self._tidy()
+        self._write(lambda connection: self._raise_horizon(connection, milliseconds(end)))
+        self.checkpoint()
         return deleted
 
-    def _first_moment(self, connection: sa.Connection) -> int | None:
-        tables = self._t
-        columns = [
-            tables.visits.c.start_ms,
-            *(
-                table.c.minute_ms
-                for table in (
-                    tables.minutes,
-                    tables.minute_zones,
-                    tables.minute_lines,
-                    tables.watched,
-                )
-            ),
-        ]
-        found = [
-            connection.execute(self._sa.select(self._sa.func.min(column))).scalar_one_or_none()
-            for column in columns
-        ]
-        return min((int(value) for value in found if value is not None), default=None)
-
     def _retire(self, connection: sa.Connection, day: date, zone: ZoneInfo, minimum: int) -> int:
-        """Turn one day of the site into what is kept of it."""
-        tables = self._t
-        begin = _milliseconds(day_start(day, zone))
-        end = _milliseconds(day_start(day + timedelta(days=1), zone))
-        table = tables.minutes
-        asked = self._sa.select(
-            table.c.site,
-            table.c.camera,
-            table.c.minute_ms,
-            table.c.band,
-            table.c.gender,
-            table.c.visits,
-        ).where(table.c.minute_ms < end, table.c.staff.is_(False))
-        by_camera: dict[tuple[str, str], list[Any]] = {}
-        for row in connection.execute(asked):
-            by_camera.setdefault((row.site, row.camera), []).append(row)
-        hours, cells = [], []
-        for (site, camera), rows in sorted(by_camera.items()):
-            place = {"site": site, "camera": camera}
-            held, kept = _kept(rows, begin, end, minimum, tables)
-            hours += [{**place, **row} for row in held]
-            cells += [{**place, "day": day.isoformat(), **row} for row in kept]
-        for kept_table, found in ((tables.kept_hours, hours), (tables.kept_days, cells)):
-            if found:
-                connection.execute(kept_table.insert(), found)
-        gone = connection.execute(
-            tables.visits.delete().where(tables.visits.c.start_ms < end)
-        ).rowcount
-        for old in (tables.minutes, tables.minute_zones, tables.minute_lines, tables.watched):
-            connection.execute(old.delete().where(old.c.minute_ms < end))
-        self._raise_horizon(connection, end)
-        return int(gone)
+        deleted = retire_day(connection, self._all, day, zone, minimum)
+        end = day_start(day + timedelta(days=1), zone)
+        self._raise_horizon(connection, milliseconds(end))
+        return deleted
 
     def _raise_horizon(self, connection: sa.Connection, moment: int) -> None:
         before = self._fact(connection, _HORIZON)
         if before is None or int(before) < moment:
             self._set_fact(connection, _HORIZON, str(moment))
 
-    def _tidy(self) -> None:
-        """Take deleted visits out of the journal too."""
+    def checkpoint(self) -> None:
+        """Write the journal back into the file: what was deleted is then in neither."""
         if self.is_sqlite:
             with self._mutex, translated(self.where):
                 connection = self._open_engine(self._writer).raw_connection()
@@ -690,181 +870,127 @@ class Store:
         yield from self._read(work)
 
     def _sum_problems(self) -> Iterator[str]:
-        tables = self._t
-        expected = _minute_sums(self.visits(Scope(staff=True)), tables)
-        for table, sums in expected.items():
-            found = {}
-            size = len(table.primary_key.columns)
-            for row in self._rows(self._sa.select(table)):
-                found[tuple(row[:size])] = tuple(row[size:])
-            wrong = [key for key in {*sums, *found} if tuple(sums.get(key, ())) != found.get(key)]
-            if wrong:
-                yield (
-                    f"{len(wrong)} rows of {table.name} are not the sums of the visits, the first "
-                    f"is {min(wrong, key=str)}"
+        wrong: dict[str, list[sums.Key]] = {}
+        moment = -(1 << 62)
+        while (
+            first := self._read(partial(sums.first_day, tables=self._all, after=moment))
+        ) is not None:
+            moment = first + DAY_MS
+            scope = Scope(start=moment_of(first), end=moment_of(moment), staff=True)
+            visits = list(self.visits(scope))
+            expected = sums.sums_of(visits, bands_of(visits))
+            for name in expected:
+                found = self._read(
+                    partial(sums.rows_within, tables=self._all, name=name, ends=(first, moment))
                 )
+                keys = {*expected[name], *found}
+                bad = [key for key in keys if expected[name].get(key) != found.get(key)]
+                wrong.setdefault(name, []).extend(bad)
+        for name, bad in wrong.items():
+            if bad:
+                yield (
+                    f"{len(bad)} rows of {name} are not the sums of the visits, the first is "
+                    f"{min(bad, key=str)}"
+                )
+
+    def _days_with_rows(self) -> Iterator[int]:
+        """Starts of the days of UTC that have visits or sums of them."""
+        first = self._read(partial(sums.first_day, tables=self._all, after=None))
+        while first is not None:
+            yield first
+            first = self._read(partial(sums.first_day, tables=self._all, after=first + DAY_MS))
 
     def checksum(self, scope: Scope | None = None) -> str:
         """SHA-256 over all visits in a canonical form; equal for equal visits in any database."""
         total = hashlib.sha256()
         for visit in self.visits(scope or Scope(staff=True)):
-            text = json.dumps(asdict(visit), sort_keys=True, default=str)
-            total.update(text.encode() + b"\n")
+            total.update(canonical(visit).encode() + b"\n")
         return total.hexdigest()
-
-
-def copy_visits(source: Store, target: Store, *, at_once: int = _ROWS_AT_ONCE) -> Added:
-    """Copy all visits into another store; interrupted, it is simply begun again.
-
-    Args:
-        source: Read from.
-        target: Added to; what is there already is left as it is.
-        at_once: Visits a transaction.
-
-    Returns:
-        What became of them.
-    """
-    totals = np.zeros(3, np.int64)
-    batch: list[Visit] = []
-    for visit in source.visits(Scope(staff=True)):
-        batch.append(visit)
-        if len(batch) == at_once:
-            totals += _as_counts(target.add(batch))
-            batch = []
-    totals += _as_counts(target.add(batch))
-    return Added(*(int(count) for count in totals))
-
-
-def _as_counts(added: Added) -> tuple[int, int, int]:
-    return added.stored, added.known, added.expired
 
 
 # --- rows -----------------------------------------------------------------------------------------
 
 
-def _milliseconds(moment: datetime) -> int:
-    return (moment - datetime(1970, 1, 1, tzinfo=UTC)) // timedelta(milliseconds=1)
+class _Moments(dict[int, datetime]):
+    """Moments by their milliseconds, each made once: rows of several cameras share them."""
+
+    def __missing__(self, since_1970_ms: int) -> datetime:
+        found = self[since_1970_ms] = moment_of(since_1970_ms)
+        return found
 
 
-def _moment(milliseconds: int) -> datetime:
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(milliseconds=milliseconds)
+def _no_answers() -> Counts:
+    return np.zeros((len(COUNTED_BANDS), len(LABELS)), np.int64)
 
 
-def _visit_row(visit: Visit, ages: Sequence[str]) -> dict[str, Any]:
-    band = visit.band
-    return {
-        "id": visit.id,
-        "site": visit.site,
-        "camera": visit.camera,
-        "epoch": visit.epoch,
-        "track": visit.track,
-        "first_pts": visit.first_pts,
-        "start_ms": _milliseconds(visit.start),
-        "end_ms": _milliseconds(visit.end),
-        "seen_ms": round(1000 * visit.seconds),
-        "attentive_ms": round(1000 * visit.attentive_seconds),
-        "band": -1 if band is None else band,
-        "gender": visit.gender or "",
-        "female": visit.female,
-        **dict(zip(ages, visit.age or (None,) * len(ages), strict=True)),
-        "frames": visit.frames,
-        "quality": visit.quality,
-        "abstained": visit.abstained,
-        "model": visit.model,
-        "staff": visit.staff,
-    }
-
-
-def _visit_of(
-    row: Any, tables: Any, stays: Sequence[ZoneStay], crossings: Sequence[LineCrossing]
-) -> Visit:
-    ages = tuple(row[name] for name in tables.AGE_COLUMNS)
-    return Visit(
-        id=row["id"],
-        site=row["site"],
-        camera=row["camera"],
-        epoch=row["epoch"],
-        track=row["track"],
-        first_pts=row["first_pts"],
-        start=_moment(row["start_ms"]),
-        end=_moment(row["end_ms"]),
-        seconds=row["seen_ms"] / 1000,
-        attentive_seconds=row["attentive_ms"] / 1000,
-        age=None if row["abstained"] else ages,
-        female=row["female"],
-        gender=row["gender"] or None,
-        frames=row["frames"],
-        quality=row["quality"],
-        model=row["model"],
-        abstained=row["abstained"],
-        staff=row["staff"],
-        stays=tuple(stays),
-        crossings=tuple(crossings),
-    )
-
-
-def _minute_sums(
-    visits: Iterable[Visit], tables: Any
-) -> dict[Any, dict[tuple[Any, ...], list[int]]]:
-    """Rows of the minute tables by their keys, with what to add."""
-    found: dict[Any, dict[tuple[Any, ...], list[int]]] = {
-        tables.minutes: {},
-        tables.minute_zones: {},
-        tables.minute_lines: {},
-    }
-
-    def add(table: Any, key: tuple[Any, ...], *values: int) -> None:
-        held = found[table].setdefault(key, [0] * len(values))
-        held[:] = [a + b for a, b in zip(held, values, strict=True)]
-
-    for visit in visits:
-        minute = _milliseconds(visit.start) // MINUTE_MS * MINUTE_MS
-        key = (visit.site, visit.camera, minute, visit.staff)
-        band = tables.NO_BAND if visit.band is None else visit.band
-        seen, attentive = round(1000 * visit.seconds), round(1000 * visit.attentive_seconds)
-        add(tables.minutes, (*key, band, visit.gender or tables.NO_GENDER), 1, seen, attentive)
-        for stay in visit.stays:
-            add(tables.minute_zones, (*key, stay.zone), 1, round(1000 * stay.seconds))
-        for crossing in visit.crossings:
-            add(tables.minute_lines, (*key, crossing.line, crossing.direction), 1)
+def _longest(watched: Sequence[WatchedMinute]) -> dict[sums.Key, int]:
+    """Milliseconds of each minute, site and camera."""
+    found: dict[sums.Key, int] = {}
+    for one in watched:
+        start = milliseconds(one.minute)
+        key = (start - start % MINUTE_MS, one.site, one.camera)
+        found[key] = max(found.get(key, 0), round(1000 * one.seconds))
     return found
 
 
-def _kept(
-    rows: Sequence[Any], begin: int, end: int, minimum: int, tables: Any
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """What is kept of one camera's day: rows of hours, and rows of bands by gender."""
-    genders = (*LABELS, tables.NO_GENDER)
-    bands = (*range(len(COUNTED_BANDS)), tables.NO_BAND)
-    cells = np.zeros((len(bands), len(genders)), np.int64)
-    # The hours of the day, counted from its midnight: 23 or 25 where the clocks change.
-    hours = np.zeros((max(1, -(-(end - begin) // HOUR_MS)), 1), np.int64)
-    for row in rows:
-        cells[bands.index(row.band), genders.index(row.gender)] += row.visits
-        hours[max(0, (row.minute_ms - begin) // HOUR_MS), 0] += row.visits
-    table = suppress(cells, minimum)
-    by_hour = suppress(hours, minimum)
-    # Without the total of the day nothing may tell it: not the hours, and not another total.
-    total_hidden = bool(table.hidden[-1, -1] or by_hour.hidden[-1, -1])
-    kept = [
-        {
-            "band": band,
-            "gender": gender,
-            "visits": None if gone else int(count),
-        }
-        for band, counts, hidden in zip(
-            (*bands, tables.ALL_BANDS), table.counts, table.hidden, strict=True
-        )
-        for gender, count, gone in zip((*genders, tables.ALL_GENDERS), counts, hidden, strict=True)
-    ]
-    held = [
-        {
-            "hour_ms": begin + number * HOUR_MS,
-            "visits": None if by_hour.hidden[number, 0] or total_hidden else int(hours[number, 0]),
-        }
-        for number in range(len(hours))
-    ]
-    return held, kept
+def _checked_samples(samples: Sequence[HealthSample]) -> list[HealthSample]:
+    """The longest sample of each minute and epoch."""
+    found: dict[sums.Key, HealthSample] = {}
+    for sample in samples:
+        if sample.down_s > 60:
+            raise ArgumentError(
+                f"health of {sample.camera} at {sample.minute}: a minute cannot be down for "
+                f"{sample.down_s:g} seconds; hand over one sample a minute"
+            )
+        key = (sample.minute, sample.site, sample.camera, sample.epoch)
+        held = found.get(key)
+        if held is None or (held.frames_in, held.down_s) < (sample.frames_in, sample.down_s):
+            found[key] = sample
+    return list(found.values())
+
+
+def _health_row(sample: HealthSample) -> tuple[Any, ...]:
+    return (
+        milliseconds(sample.minute),
+        sample.site,
+        sample.camera,
+        sample.epoch,
+        sample.frames_in,
+        sample.dropped,
+        sample.detections,
+        sample.faces,
+        sample.usable,
+        sample.reconnects,
+        round(1000 * sample.down_s),
+        sample.quality_sum,
+        sample.age_sum,
+    )
+
+
+def health_sample(row: Sequence[Any]) -> HealthSample:
+    """The sample of a row of the table health, with the columns in order."""
+    start, site, camera, epoch, *values = row
+    return HealthSample(site, camera, moment_of(start), epoch=epoch, **_measured(values))
+
+
+def _measured(row: Sequence[Any]) -> dict[str, Any]:
+    """Fields of a sample from the columns ``_MEASURED``."""
+    found = dict(zip(_MEASURED, row, strict=True))
+    found["down_s"] = found.pop("down_ms") / 1000
+    return found
+
+
+def _seconds(held_ms: int | None) -> float | None:
+    return None if held_ms is None else held_ms / 1000
+
+
+def _runs(starts: Sequence[int], length: int) -> Iterator[tuple[int, int]]:
+    """Ends of the runs that sorted starts of equal lengths form."""
+    first = 0
+    for place, start in enumerate(starts):
+        if place + 1 == len(starts) or starts[place + 1] > start + length:
+            yield starts[first], start + length
+            first = place + 1
 
 
 def _parts(values: Sequence[Made], size: int) -> Iterator[Sequence[Made]]:

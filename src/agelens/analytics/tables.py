@@ -3,14 +3,20 @@ The tables of the store; times are milliseconds since 1970 in UTC, durations who
 
     visits ── stays, crossings     one row a visit, until retention deletes it
     minutes, minute_zones, minute_lines      sums by minute of the visit's start
-    watched                        how much of each minute a camera was seen
-    kept_hours, kept_days          what stays after retention, small cells hidden
+    quarters                       all visits of a quarter of an hour
+    days, day_zones, day_lines     sums by day of UTC, so that a month is read in milliseconds
+    watched, watched_quarters      how much of each minute (quarter) a camera was seen
+    health, health_quarters        how well it saw
+    kept_hours, kept_days, kept_zones, kept_lines, kept_health      what retention leaves
+    sites, cameras                 which there are
+    positions                      how far each source was watched
     facts                          what the store knows of itself
 """
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Any, Final
 
 import sqlalchemy as sa
 
@@ -25,20 +31,49 @@ metadata: Final = sa.MetaData(
     }
 )
 
-NO_BAND: Final = -1
-"""``band`` of visits without an estimate."""
-NO_GENDER: Final = ""
-"""``gender`` of visits without one."""
-ALL_BANDS: Final = -2
-ALL_GENDERS: Final = "*"
-"""Rows of sums in ``kept_days``."""
 AGE_COLUMNS: Final = tuple(f"age_{low}_{high}" for low, high in VISIT_BANDS)
 
 
+def _text(name: str) -> sa.Column[str]:
+    return sa.Column(name, sa.Text, primary_key=True)
+
+
 def _place() -> tuple[sa.Column[str], sa.Column[str]]:
-    return (
-        sa.Column("site", sa.Text, primary_key=True),
-        sa.Column("camera", sa.Text, primary_key=True),
+    return _text("site"), _text("camera")
+
+
+def _sums(*names: str) -> tuple[sa.Column[int], ...]:
+    return tuple(sa.Column(name, sa.BigInteger, nullable=False) for name in names)
+
+
+def _summed(
+    name: str, time: str, keys: Sequence[sa.Column[Any]], sums: Sequence[sa.Column[Any]]
+) -> sa.Table:
+    """A table of sums, in the file ordered by time: what is asked for is a period."""
+    return sa.Table(
+        name,
+        metadata,
+        sa.Column(time, sa.BigInteger, primary_key=True, autoincrement=False),
+        *_place(),
+        *keys,
+        *sums,
+        sqlite_with_rowid=False,
+    )
+
+
+def _staff() -> sa.Column[bool]:
+    return sa.Column("staff", sa.Boolean, primary_key=True)
+
+
+def _answer() -> tuple[sa.Column[Any], ...]:
+    band = sa.Column("band", sa.SmallInteger, primary_key=True, autoincrement=False)
+    return _staff(), band, _text("gender")
+
+
+def _measured() -> tuple[sa.Column[Any], ...]:
+    whole = _sums("frames_in", "dropped", "detections", "faces", "usable", "reconnects", "down_ms")
+    return *whole, *(
+        sa.Column(name, sa.Double, nullable=False) for name in ("quality_sum", "age_sum")
     )
 
 
@@ -65,6 +100,7 @@ visits: Final = sa.Table(
     sa.Column("model", sa.Text, nullable=False),
     sa.Column("staff", sa.Boolean, nullable=False),
     sa.UniqueConstraint("site", "camera", "epoch", "track", "first_pts"),
+    sa.Index(None, "model", "start_ms"),
 )
 
 stays: Final = sa.Table(
@@ -73,8 +109,9 @@ stays: Final = sa.Table(
     sa.Column(
         "visit_id", sa.Text, sa.ForeignKey("visits.id", ondelete="CASCADE"), primary_key=True
     ),
-    sa.Column("zone", sa.Text, primary_key=True),
-    sa.Column("stay_ms", sa.BigInteger, nullable=False),
+    _text("zone"),
+    *_sums("stay_ms"),
+    sqlite_with_rowid=False,
 )
 
 crossings: Final = sa.Table(
@@ -87,50 +124,33 @@ crossings: Final = sa.Table(
     sa.Column("line", sa.Text, nullable=False),
     sa.Column("direction", sa.Text, nullable=False),
     sa.Column("at_ms", sa.BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 
-minutes: Final = sa.Table(
-    "minutes",
-    metadata,
-    *_place(),
-    sa.Column("minute_ms", sa.BigInteger, primary_key=True, index=True),
-    sa.Column("staff", sa.Boolean, primary_key=True),
-    sa.Column("band", sa.SmallInteger, primary_key=True),
-    sa.Column("gender", sa.Text, primary_key=True),
-    sa.Column("visits", sa.BigInteger, nullable=False),
-    sa.Column("seen_ms", sa.BigInteger, nullable=False),
-    sa.Column("attentive_ms", sa.BigInteger, nullable=False),
+minutes: Final = _summed(
+    "minutes", "minute_ms", _answer(), _sums("visits", "seen_ms", "attentive_ms")
+)
+minute_zones: Final = _summed(
+    "minute_zones", "minute_ms", (_staff(), _text("zone")), _sums("visits", "stay_ms")
+)
+minute_lines: Final = _summed(
+    "minute_lines", "minute_ms", (_staff(), _text("line"), _text("direction")), _sums("crossings")
+)
+quarters: Final = _summed(
+    "quarters", "quarter_ms", (_staff(),), _sums("visits", "seen_ms", "attentive_ms")
+)
+days: Final = _summed("days", "day_ms", _answer(), _sums("visits", "seen_ms", "attentive_ms"))
+day_zones: Final = _summed(
+    "day_zones", "day_ms", (_staff(), _text("zone")), _sums("visits", "stay_ms")
+)
+day_lines: Final = _summed(
+    "day_lines", "day_ms", (_staff(), _text("line"), _text("direction")), _sums("crossings")
 )
 
-minute_zones: Final = sa.Table(
-    "minute_zones",
-    metadata,
-    *_place(),
-    sa.Column("minute_ms", sa.BigInteger, primary_key=True, index=True),
-    sa.Column("staff", sa.Boolean, primary_key=True),
-    sa.Column("zone", sa.Text, primary_key=True),
-    sa.Column("visits", sa.BigInteger, nullable=False),
-    sa.Column("stay_ms", sa.BigInteger, nullable=False),
-)
-
-minute_lines: Final = sa.Table(
-    "minute_lines",
-    metadata,
-    *_place(),
-    sa.Column("minute_ms", sa.BigInteger, primary_key=True, index=True),
-    sa.Column("staff", sa.Boolean, primary_key=True),
-    sa.Column("line", sa.Text, primary_key=True),
-    sa.Column("direction", sa.Text, primary_key=True),
-    sa.Column("crossings", sa.BigInteger, nullable=False),
-)
-
-watched: Final = sa.Table(
-    "watched",
-    metadata,
-    *_place(),
-    sa.Column("minute_ms", sa.BigInteger, primary_key=True),
-    sa.Column("watched_ms", sa.BigInteger, nullable=False),
-)
+watched: Final = _summed("watched", "minute_ms", (), _sums("watched_ms"))
+watched_quarters: Final = _summed("watched_quarters", "quarter_ms", (), _sums("watched_ms"))
+health: Final = _summed("health", "minute_ms", (_text("epoch"),), _measured())
+health_quarters: Final = _summed("health_quarters", "quarter_ms", (), _measured())
 
 kept_hours: Final = sa.Table(
     "kept_hours",
@@ -148,6 +168,54 @@ kept_days: Final = sa.Table(
     sa.Column("band", sa.SmallInteger, primary_key=True),
     sa.Column("gender", sa.Text, primary_key=True),
     sa.Column("visits", sa.BigInteger),
+)
+
+kept_zones: Final = sa.Table(
+    "kept_zones",
+    metadata,
+    *_place(),
+    _text("day"),
+    _text("zone"),
+    sa.Column("visits", sa.BigInteger),
+    sa.Column("stay_ms", sa.BigInteger),
+)
+
+kept_lines: Final = sa.Table(
+    "kept_lines",
+    metadata,
+    *_place(),
+    _text("day"),
+    _text("line"),
+    _text("direction"),
+    sa.Column("crossings", sa.BigInteger),
+)
+
+kept_health: Final = sa.Table(
+    "kept_health",
+    metadata,
+    *_place(),
+    _text("day"),
+    *_sums("frames_in", "dropped", "detections", "reconnects", "down_ms"),
+    *(sa.Column(name, sa.BigInteger) for name in ("faces", "usable")),
+    *(sa.Column(name, sa.Double) for name in ("quality_sum", "age_sum")),
+)
+
+sites: Final = sa.Table(
+    "sites",
+    metadata,
+    _text("name"),
+    *(sa.Column(name, sa.Text, nullable=False) for name in ("timezone", "title", "note")),
+)
+
+cameras: Final = sa.Table("cameras", metadata, *_place())
+
+positions: Final = sa.Table(
+    "positions",
+    metadata,
+    *_place(),
+    _text("epoch"),
+    *_sums("pts_us"),
+    sa.Column("state", sa.Text, nullable=False),
 )
 
 facts: Final = sa.Table(
