@@ -28,7 +28,9 @@ PREFIX: Final = "AGELENS_"
 MIB: Final = 1024 * 1024
 MOST_IN_A_LIST: Final = 4096
 """Pictures or frames that a request may list, whatever the settings say."""
-_OTHERS_VARIABLES: Final = frozenset({"AGELENS_HOME", "AGELENS_AUDIT_KEY", "AGELENS_API_KEY"})
+_OTHERS_VARIABLES: Final = frozenset(
+    {"AGELENS_HOME", "AGELENS_AUDIT_KEY", "AGELENS_API_KEY", "AGELENS_MQTT_PASSWORD"}
+)
 """Variables of the same prefix that other parts read."""
 # Kubernetes gives every container the addresses of services; one may be called agelens.
 _SERVICE_LINK: Final = re.compile(r"AGELENS_(SERVICE_.*|PORT_\d+_.*)")
@@ -164,7 +166,16 @@ class ServerSettings(BaseSettings):
     policies: Location | None = Field(
         default=None, description="Folder of the gates' policies NAME.toml."
     )
-    pages: bool = Field(default=True, description="Serve the pages /, /gate and /docs.")
+    store: str | None = Field(
+        default=None, description="Visits to show at /visitors: a SQLite file or a PostgreSQL URL."
+    )
+    timezone: str = Field(
+        default="UTC", description="Time zone of sites that the store knows none of."
+    )
+    minimum: Annotated[int, Field(ge=1, le=1000)] = Field(
+        default=5, description="Fewest visitors of a number that is shown."
+    )
+    pages: bool = Field(default=True, description="Serve the pages for people.")
     docs: bool = Field(
         default=True, description="Serve /openapi.json, and /docs where pages are served."
     )

@@ -163,6 +163,15 @@ def start_server(tmp_path: Path) -> Iterator[StartServer]:
 
 
 @pytest.fixture(scope="session")
+def month(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a month of made-up visits; see ``visitors_month``."""
+    pytest.importorskip("sqlalchemy", reason="needs the 'visitors' extra")
+    from server.visitors_month import write_month
+
+    return write_month(tmp_path_factory.mktemp("month") / "visits.sqlite")
+
+
+@pytest.fixture(scope="session")
 def photo(faces: Path) -> bytes:
     """A photograph with one face, as JPEG."""
     return (faces / "astronaut.jpg").read_bytes()

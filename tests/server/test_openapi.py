@@ -32,12 +32,14 @@ class Closed:
 
 
 @pytest.fixture(scope="module")
-def closed(own_registry: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Closed]:
+def closed(
+    own_registry: Path, month: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Closed]:
     folder = tmp_path_factory.mktemp("closed")
     key = KeyFile(folder / "keys.toml").add("fuzz", list(Scope)).text
     running = launch(
         folder,
-        *("--keys", str(folder / "keys.toml"), "--workers", "1"),
+        *("--keys", str(folder / "keys.toml"), "--workers", "1", "--set", f"store={month}"),
         *("--set", "rate_per_minute=1000000", "--set", "rate_per_address=1000000"),
     )
     yield Closed(running, key)
@@ -151,6 +153,11 @@ OPERATIONS = [
     ("POST", "/v1/gate/challenge"),
     ("GET", "/v1/models"),
     ("GET", "/v1/policies"),
+    ("GET", "/v1/visitors"),
+    ("GET", "/v1/visitors/overview"),
+    ("GET", "/v1/visitors/csv"),
+    ("GET", "/v1/visitors/cameras"),
+    ("GET", "/v1/visitors/picture"),
     ("GET", "/.well-known/jwks.json"),
     ("GET", "/metrics"),
     ("GET", "/readyz"),

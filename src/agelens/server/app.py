@@ -12,7 +12,7 @@ import resource
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final, cast
@@ -24,7 +24,7 @@ from uvicorn.middleware.proxy_headers import _TrustedHosts
 
 from agelens import __version__
 from agelens.errors import ArgumentError
-from agelens.server import api, gates, headers, pages, problems, streams
+from agelens.server import api, dashboard, gates, headers, pages, problems, streams
 from agelens.server.auth import CALLER
 from agelens.server.description import describe
 from agelens.server.intake import MeasuredBody
@@ -48,13 +48,30 @@ def create_app(settings: ServerSettings) -> FastAPI:
     """The application with all its routes; it starts its workers when it is served.
 
     Raises:
-        AgeLensError: The model, the key file or a policy cannot be used.
+        AgeLensError: The model, the key file, a policy or the store cannot be used.
     """
     service = Service.open(settings)
+    shown = () if service.visitors is None else (dashboard.router,)
+    return assemble(service, (api.router, gates.router, *shown), streams.router)
+
+
+def assemble(service: Service, described: Sequence[APIRouter], *others: APIRouter) -> FastAPI:
+    """An application of routes, with what stands around each request, and the pages.
+
+    Args:
+        service: What the routes share.
+        described: Those that are part of the API.
+        *others: Those that OpenAPI cannot describe, as streams.
+
+    Raises:
+        ArgumentError: A host or an origin of the settings is none.
+    """
+    settings = service.settings
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        service.start(getattr(app.state, "on_failure", lambda: None))
+        if service.analyses:
+            service.start(getattr(app.state, "on_failure", lambda: None))
         yield
         await service.close()
 
@@ -68,13 +85,14 @@ def create_app(settings: ServerSettings) -> FastAPI:
         openapi_url="/openapi.json" if settings.docs else None,
     )
     app.state.service = service
-    describe(app, service, (api.router, gates.router))
+    describe(app, service, described)
     problems.install(app)
-    app.include_router(api.router)
-    app.include_router(gates.router)
-    app.include_router(streams.router)
+    for router in (*described, *others):
+        app.include_router(router)
     if settings.pages:
-        app.include_router(_pages(settings))
+        app.include_router(pages.routes_of(service))
+        if service.visitors is not None:
+            app.include_router(dashboard.pages_router)
     app.add_middleware(Guard, service=service)
     headers.install(app, settings)
     app.add_middleware(Frame, service=service)
@@ -145,7 +163,7 @@ class Guard:
         body = scope["agelens.body"] = MeasuredBody(receive, self.service)
         try:
             body.check_length(scope)
-            if _is_analysis(scope):
+            if self.service.analyses and _is_analysis(scope):
                 await self._shed(body)
             await self.app(scope, body.receive, guarded)
         except Exception as error:
@@ -211,13 +229,6 @@ def _request_id(scope: Scope) -> str:
     return uuid.uuid4().hex
 
 
-def _pages(settings: ServerSettings) -> APIRouter:
-    if settings.docs:
-        return pages.router
-    kept = [route for route in pages.router.routes if getattr(route, "path", "") != "/docs"]
-    return APIRouter(routes=kept)
-
-
 def _refused(service: Service) -> Refused:
     def refused(problem: Problem, request_id: str) -> None:
         service.note(request_id, "other", "unknown", problem.status, problem.code, 0.0)
@@ -233,7 +244,19 @@ def serve(settings: ServerSettings) -> None:
     """
     app = create_app(settings)
     service: Service = app.state.service
-    listener = _listen(settings)
+    listener = listen(settings)
+    adopt_libraries(service.log)
+    _raise_file_limit(settings, service)
+    server = Server(app)
+    app.state.on_failure = server.stop
+    server.run(sockets=[listener])
+    if service.failed is not None:
+        raise service.failed
+
+
+def _config(app: FastAPI) -> uvicorn.Config:
+    service: Service = app.state.service
+    settings = service.settings
     limits = ConnectionLimits(
         settings.max_connections,
         settings.max_header_bytes,
@@ -244,7 +267,7 @@ def serve(settings: ServerSettings) -> None:
         _shared_addresses(settings),
     )
     protocol = partial(LimitedProtocol, limits=limits, refused=_refused(service))
-    config = uvicorn.Config(
+    return uvicorn.Config(
         app,
         http=cast("type[asyncio.Protocol]", protocol),
         h11_max_incomplete_event_size=settings.max_header_bytes,
@@ -262,13 +285,6 @@ def serve(settings: ServerSettings) -> None:
         # Encoded pictures do not shrink, and a bomb must not unfold.
         ws_per_message_deflate=False,
     )
-    adopt_libraries(service.log)
-    _raise_file_limit(settings, service)
-    server = _Server(config, service)
-    app.state.on_failure = server.stop
-    server.run(sockets=[listener])
-    if service.failed is not None:
-        raise service.failed
 
 
 def _raise_file_limit(settings: ServerSettings, service: Service) -> None:
@@ -290,7 +306,12 @@ def _shared_addresses(settings: ServerSettings) -> Callable[[str], bool]:
     )
 
 
-def _listen(settings: ServerSettings) -> socket.socket:
+def listen(settings: ServerSettings) -> socket.socket:
+    """The socket to serve on.
+
+    Raises:
+        ArgumentError: The address is taken, or not one of this computer.
+    """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -306,23 +327,33 @@ def _listen(settings: ServerSettings) -> socket.socket:
     return listener
 
 
-class _Server(uvicorn.Server):
-    """Says where it listens, and takes its leave in an orderly way."""
+def address_of(listener: socket.socket) -> str:
+    """Where a socket listens, as "http://127.0.0.1:8000"."""
+    host, port = listener.getsockname()[:2]
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
-        self._service = service
+
+class Server(uvicorn.Server):
+    """Takes its leave in an orderly way, and says where it listens unless it is quiet."""
+
+    def __init__(self, app: FastAPI, *, quiet: bool = False) -> None:
+        super().__init__(_config(app))
+        self._service: Service = app.state.service
+        self._quiet = quiet
 
     def stop(self) -> None:
+        """End it, from any thread."""
         self.should_exit = True
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen; as in uvicorn."""
         await super().startup(sockets)
         assert sockets is not None
-        host, port = sockets[0].getsockname()[:2]
-        print(f"listening on http://{f'[{host}]' if ':' in host else host}:{port}", flush=True)
+        if not self._quiet:
+            print(f"listening on {address_of(sockets[0])}", flush=True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer what was accepted, and end; as in uvicorn."""
         self._service.begin_closing()
         await asyncio.sleep(min(_LAST_CALL_S, self._service.settings.grace_s / 4))
         await super().shutdown(sockets)

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 _REALM: Final = 'Bearer realm="agelens"'
 _FORWARDED: Final = frozenset({"forwarded", "via", "x-real-ip", "cf-connecting-ip"})
+_WIDER: Final = {Scope.AUDIENCE: (Scope.VISITORS,)}
+"""Scopes that allow what another does: who may see all numbers may see those of now."""
 CALLER: Final = "agelens.caller"
 """In an ASGI scope: the id of who was let in, for the log."""
 _BEARER: Final = HTTPBearer(
@@ -201,7 +203,7 @@ async def known(
     """
     service: Service = connection.app.state.service
     caller = await service.authority.authenticate(connection, credential)
-    if scope not in caller.scopes:
+    if caller.scopes.isdisjoint({scope, *_WIDER.get(scope, ())}):
         raise Problem(
             403,
             "forbidden",

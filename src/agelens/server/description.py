@@ -31,6 +31,7 @@ IMAGE_TYPES: Final = (
 TAGS: Final = (
     {"name": "pictures", "description": "Faces, ages and perceived gender in pictures."},
     {"name": "gate", "description": "Age checks by policy, with signed tokens."},
+    {"name": "visitors", "description": "Who came: sums of visits, and who is there now."},
     {"name": "about", "description": "Models, health and counters."},
 )
 _DESCRIPTION: Final = """\
@@ -116,6 +117,8 @@ def _description(
         tags=[dict(tag) for tag in TAGS],
         license_info={"name": "Apache-2.0", "identifier": "Apache-2.0"},
     )
+    used = {tag for operation in _operations(whole) for tag in operation.get("tags", ())}
+    whole["tags"] = [tag for tag in whole["tags"] if tag["name"] in used]
     components = whole.setdefault("components", {})
     schemas: dict[str, Any] = components.setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):
@@ -132,7 +135,8 @@ def _description(
         for parameter in operation.get("parameters", ()):
             _without_null(parameter)
         _complete(operation, closed="security" in operation)
-    _limit(whole, service.settings, service.models)
+    if service.analyses:
+        _limit(whole, service.settings, service.models)
     return whole
 
 

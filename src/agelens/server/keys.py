@@ -47,6 +47,8 @@ class Scope(StrEnum):
 
     ANALYZE = "analyze"
     GATE = "gate"
+    AUDIENCE = "audience"
+    VISITORS = "visitors"
     ADMIN = "admin"
 
 

@@ -27,6 +27,7 @@ _LEVELS: Final = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 # What these say holds addresses of clients and paths with their queries.
 _UNSAFE_LOGGERS: Final = ("uvicorn.access", "uvicorn.asgi", "websockets")
 _OWN_HANDLERS: Final = ("uvicorn", "uvicorn.error", "asyncio", "python_multipart")
+_SERVER_LOGGERS: Final = ("uvicorn", "uvicorn.error", "python_multipart")
 
 
 def open_log(level: str) -> FilteringBoundLogger:
@@ -55,6 +56,16 @@ def where_it_broke(error: BaseException) -> dict[str, Any]:
         "error": type(error).__name__,
         "at": [f"{os.path.basename(f.filename)}:{f.lineno} {f.name}" for f in frames],
     }
+
+
+def adopt_server(log: FilteringBoundLogger) -> None:
+    """Pass on what the web server would print; what else the process logs is left as it is."""
+    for name in _UNSAFE_LOGGERS:
+        logging.getLogger(name).disabled = True
+    for name in _SERVER_LOGGERS:
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [_Adopted(log)], False
+        logger.setLevel(logging.WARNING)
 
 
 def adopt_libraries(log: FilteringBoundLogger) -> None:

@@ -1,5 +1,5 @@
 """
-The pages of the service, for people: a photograph, the age check, the interface described.
+The pages of the service, for people: a photograph, the age check, visitors, the interface.
 
 They are shells: each holds its words and forms, and modules of ``static/`` ask the service for
 everything else, with the visitor's own key. So a page needs no key and holds no result.
@@ -23,7 +23,7 @@ from agelens import __version__
 from agelens.evaluation.pages import render
 from agelens.evaluation.plots import PLOT_STYLE
 from agelens.server.problems import CODES, Problem
-from agelens.server.service import service_of
+from agelens.server.service import Service, service_of
 
 _HERE: Final = Path(__file__).parent
 _PALETTE: Final = "palette.css"
@@ -74,40 +74,74 @@ def static_files() -> Mapping[str, StaticFile]:
     return MappingProxyType({name: StaticFile.of(name, raw) for name, raw in found.items()})
 
 
-@lru_cache(maxsize=32)
-def _page(name: str, root: str, docs: bool) -> str:
+@dataclass(frozen=True)
+class Link:
+    """A page in the navigation: name of its template, path, and title."""
+
+    name: str
+    path: str
+    title: str
+
+
+def _links(service: Service) -> tuple[Link, ...]:
+    found = []
+    if service.analyses:
+        found += [Link("analyze", "/", "Photograph"), Link("gate", "/gate", "Age check")]
+    if service.visitors is not None:
+        found.append(Link("visitors", "/visitors", "Visitors"))
+        if service.visitors.has_pictures:
+            found.append(Link("setup", "/visitors/setup", "Set up"))
+    if service.settings.docs:
+        found.append(Link("docs", "/docs", "API"))
+    return tuple(found)
+
+
+@lru_cache(maxsize=64)
+def _page(name: str, root: str, links: tuple[Link, ...], analyses: bool) -> str:
     context = {
         "root": root,
         "version": __version__,
         "current": name,
-        "docs": docs,
+        "links": links,
+        "analyses": analyses,
         "codes": CODES,
     }
     return render(f"{name}.html.j2", context, folder=_HERE / "templates")
 
 
-def _answer(request: Request, name: str) -> HTMLResponse:
+def page_answer(request: Request, name: str) -> HTMLResponse:
+    """The page of a template ``NAME.html.j2``, the same for everybody."""
+    service = service_of(request)
     root = str(request.scope.get("root_path", ""))
-    page = _page(name, root, service_of(request).settings.docs)
+    page = _page(name, root, _links(service), service.analyses)
     return HTMLResponse(page, headers={"Cache-Control": _CACHING})
+
+
+def routes_of(service: Service) -> APIRouter:
+    """The pages that a service has, and the files that they load."""
+    left_out = set() if service.settings.docs else {"/docs"}
+    if not service.analyses:
+        left_out |= {"/", "/gate"}
+    kept = [route for route in router.routes if getattr(route, "path", "") not in left_out]
+    return APIRouter(routes=kept)
 
 
 @router.api_route("/", methods=["GET", "HEAD"])
 async def analyze_page(request: Request) -> HTMLResponse:
     """Try a photograph or the camera."""
-    return _answer(request, "analyze")
+    return page_answer(request, "analyze")
 
 
 @router.api_route("/gate", methods=["GET", "HEAD"])
 async def gate_page(request: Request) -> HTMLResponse:
     """Go through an age check."""
-    return _answer(request, "gate")
+    return page_answer(request, "gate")
 
 
 @router.api_route("/docs", methods=["GET", "HEAD"])
 async def docs_page(request: Request) -> HTMLResponse:
     """Read how to call the service."""
-    return _answer(request, "docs")
+    return page_answer(request, "docs")
 
 
 @router.api_route("/static/{name}", methods=["GET", "HEAD"])
@@ -126,4 +160,4 @@ async def static_file(name: str, request: Request) -> Response:
     return Response(file.content, media_type=file.media_type, headers=headers)
 
 
-__all__ = ["StaticFile", "router", "static_files"]
+__all__ = ["Link", "StaticFile", "page_answer", "router", "routes_of", "static_files"]

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from fastapi import Request, WebSocket
+from starlette.requests import HTTPConnection
 from structlog.typing import FilteringBoundLogger
 
 from agelens.analyzer import AnalyzerOptions
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from agelens.server.auth import Authority, Caller
+    from agelens.server.dashboard import Visitors
     from agelens.server.gates import Gates
 
 
@@ -56,6 +57,8 @@ class Service:
         bodies: Bytes of all bodies in memory.
         closing: True from SIGTERM on: what was accepted is still answered.
         failed: Why the workers could not start, or None.
+        visitors: What the pages about visitors show, or None without a store.
+        analyses: It takes pictures; False where it only shows visitors, without any worker.
     """
 
     settings: ServerSettings
@@ -69,18 +72,21 @@ class Service:
     bodies: int = 0
     closing: bool = False
     failed: Exception | None = None
+    visitors: Visitors | None = None
+    analyses: bool = True
     _pool: WorkerPool | None = None
     _end: float = 0.0
     _opening: asyncio.Task[None] | None = field(default=None, repr=False)
 
     @classmethod
     def open(cls, settings: ServerSettings) -> Service:
-        """Check what can be checked at once: model, keys, policies. Starts no worker.
+        """Check what can be checked at once: model, keys, policies, store. Starts no worker.
 
         Raises:
-            AgeLensError: The model, the key file or a policy cannot be used.
+            AgeLensError: The model, the key file, a policy or the store cannot be used.
         """
         from agelens.server.auth import Authority
+        from agelens.server.dashboard import Visitors
         from agelens.server.gates import Gates
 
         return cls(
@@ -92,6 +98,30 @@ class Service:
             Fetcher.open(settings),
             Metrics(),
             open_log(settings.log_level),
+            visitors=Visitors.open(settings),
+        )
+
+    @classmethod
+    def open_site(cls, settings: ServerSettings, visitors: Visitors) -> Service:
+        """A service that shows visitors and takes no pictures.
+
+        Raises:
+            ArgumentError: The key file cannot be used, or others can reach it and there is none.
+        """
+        from agelens.server.auth import Authority
+        from agelens.server.gates import Gates
+
+        return cls(
+            settings,
+            Authority.open(settings),
+            Rates(settings),
+            {},
+            Gates(()),
+            None,
+            Metrics(),
+            open_log(settings.log_level),
+            visitors=visitors,
+            analyses=False,
         )
 
     def start(self, on_failure: Callable[[], None]) -> None:
@@ -185,8 +215,10 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """True when a worker is warm and the server is not about to end."""
-        return not self.closing and self._pool is not None and self._pool.state().ready
+        """True when a worker is warm, or none is needed, and the server is not about to end."""
+        if self.closing or not self.analyses:
+            return not self.closing
+        return self._pool is not None and self._pool.state().ready
 
     def begin_closing(self) -> None:
         """The grace begins: not ready any more, but what comes is still answered."""
@@ -204,6 +236,8 @@ class Service:
         if self._pool is not None:
             await self._pool.close(max(0.0, self._end - time.monotonic()))
         self.gates.close()
+        if self.visitors is not None:
+            self.visitors.close()
         self.log.info("closed")
 
 
@@ -256,7 +290,7 @@ def turns_of(caller: Caller) -> str | None:
     return None if caller.kind == "local" else caller.id
 
 
-def service_of(connection: Request | WebSocket) -> Service:
+def service_of(connection: HTTPConnection) -> Service:
     """The service behind a request or a stream."""
     found: Service = connection.app.state.service
     return found

@@ -19,10 +19,11 @@ import uuid
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from fastapi import APIRouter, WebSocket
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.requests import HTTPConnection
 from starlette.websockets import WebSocketDisconnect
 
 from agelens.fusion import fuse, fuse_genders
@@ -36,6 +37,8 @@ from agelens.server.rates import network_of
 from agelens.server.service import Service, pool_problems, service_of, turns_of
 from agelens.server.wire import AnalyzeQuery
 from agelens.video.tracking import Tracker
+
+First = TypeVar("First", bound=BaseModel)
 
 router = APIRouter()
 
@@ -101,9 +104,9 @@ class Hall:
     open: Counter[str] = field(default_factory=Counter)
 
     @classmethod
-    def of(cls, websocket: WebSocket) -> Hall:
+    def of(cls, connection: HTTPConnection) -> Hall:
         """That of the application behind a connection."""
-        state = websocket.app.state
+        state = connection.app.state
         if not hasattr(state, "streams"):
             state.streams = cls()
         found: Hall = state.streams
@@ -186,7 +189,7 @@ async def stream(websocket: WebSocket) -> None:
             address = websocket.client.host if websocket.client else ""
             async with hall.greeted(network_of(address), service.settings.max_streams):
                 await websocket.accept()
-                hello = await _hello(websocket)
+                hello = await first_message(websocket, Hello)
             caller = await admit(websocket, Scope.ANALYZE, credential=hello.key)
             picture = picture_options(hello.options, service)
             with hall.opened(caller.id, service):
@@ -196,13 +199,13 @@ async def stream(websocket: WebSocket) -> None:
             raise Ended.by(problem) from problem
     except Ended as end:
         code = end.code
-        await _say_goodbye(websocket, end)
+        await say_goodbye(websocket, end)
     except WebSocketDisconnect:
         pass
     except Exception as error:
         code = "internal"
         service.log.error("failed", **where_it_broke(error))
-        await _say_goodbye(websocket, Ended("internal", 500, "this is a fault of the server"))
+        await say_goodbye(websocket, Ended("internal", 500, "this is a fault of the server"))
     seconds = round(time.monotonic() - started, 1)
     service.log.info(
         "stream",
@@ -215,8 +218,12 @@ async def stream(websocket: WebSocket) -> None:
     )
 
 
-async def _hello(websocket: WebSocket) -> Hello:
-    """The first message.
+async def first_message(websocket: WebSocket, model: type[First]) -> First:
+    """The first message of a client.
+
+    Args:
+        websocket: An accepted one.
+        model: What the message has to be; its faults under "options" are told as such.
 
     Raises:
         Ended: It is none.
@@ -229,7 +236,7 @@ async def _hello(websocket: WebSocket) -> Hello:
     if len(text) > _LONGEST_TEXT:
         raise Ended("bad_message", 400, f"the hello is longer than {_LONGEST_TEXT} characters")
     try:
-        return Hello.model_validate_json(text)
+        return model.model_validate_json(text)
     except ValidationError as error:
         _, (fault, *_) = faults_of(error, "hello")
         is_option = fault["name"].split(".")[0] == "options"
@@ -242,7 +249,7 @@ def _require_open(message: Mapping[str, Any]) -> None:
         raise WebSocketDisconnect(message.get("code", 1005))
 
 
-async def _say_goodbye(websocket: WebSocket, end: Ended) -> None:
+async def say_goodbye(websocket: WebSocket, end: Ended) -> None:
     """Tell why, and close; a client that is gone or takes nothing is left alone."""
     words = {"type": "error", "code": end.code, "message": end.message}
     with contextlib.suppress(WebSocketDisconnect, RuntimeError, TimeoutError):

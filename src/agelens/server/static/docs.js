@@ -194,14 +194,17 @@ async function load() {
   if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
 }
 
-byId("first-command").textContent = [
-  "curl",
-  "  -H 'Content-Type: image/jpeg'",
-  "  --data-binary @photo.jpg",
-  `  '${ADDRESS}/v1/analyze'`,
-].join(" \\\n");
-for (const [id, what] of [["first-command", "the command"], ["stream-example", "the messages"]]) {
-  byId(id).after(copyButton(what, () => byId(id).textContent));
+// A server that only shows visitors takes no pictures.
+if (document.getElementById("start") !== null) {
+  byId("first-command").textContent = [
+    "curl",
+    "  -H 'Content-Type: image/jpeg'",
+    "  --data-binary @photo.jpg",
+    `  '${ADDRESS}/v1/analyze'`,
+  ].join(" \\\n");
+  for (const [id, what] of [["first-command", "the command"], ["stream-example", "the messages"]]) {
+    byId(id).after(copyButton(what, () => byId(id).textContent));
+  }
 }
 if (matchMedia("(max-width: 56rem)").matches) byId("contents").open = false;
 load();

@@ -25,6 +25,11 @@ export function key() {
   return held;
 }
 
+/** Use a key that came with the address of the page. */
+export function useKey(value) {
+  if (/^[\x21-\x7e]+$/.test(value)) keep(value);
+}
+
 function keep(value) {
   held = value;
   try {

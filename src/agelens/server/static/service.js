@@ -38,14 +38,15 @@ function detailOf(told) {
  * Ask the service; asks for a key when it wants one.
  * @param {string} path Under the root, with its query.
  * @param {RequestInit} options
- * @returns {Promise<any>} The JSON of its answer.
+ * @param {function(Response): Promise<any>} read What of the answer is wanted; its JSON by default.
+ * @returns {Promise<any>} What was read.
  * @throws {Problem}
  */
-export async function ask(path, options = {}) {
+export async function ask(path, options = {}, read = (response) => response.json()) {
   for (;;) {
     const used = key();
     const response = await sent(path, options, used);
-    if (response.ok) return response.json();
+    if (response.ok) return read(response);
     const problem = await problemOf(response);
     if (response.status !== 401) throw problem;
     // Another request may have asked the visitor meanwhile.
