@@ -20,8 +20,10 @@ from agelens.cli import gate as _gate
 from agelens.cli import keys as _keys
 from agelens.cli import leaderboard as _leaderboard
 from agelens.cli import models as _models
+from agelens.cli import report as _report
 from agelens.cli import serve as _serve
 from agelens.cli import train as _train
+from agelens.cli import watch as _watch
 from agelens.cli.console import error_console
 from agelens.errors import AgeLensError
 
@@ -46,6 +48,8 @@ app.command("card")(_card.card)
 app.add_typer(_gate.app, name="gate")
 app.add_typer(_keys.app, name="keys")
 app.command("serve")(_serve.serve)
+app.command("watch")(_watch.watch)
+app.command("report")(_report.report)
 
 
 def _print_version(wanted: bool) -> None:

@@ -30,6 +30,8 @@ class ScopeName(StrEnum):
 
     analyze = "analyze"
     gate = "gate"
+    audience = "audience"
+    visitors = "visitors"
     admin = "admin"
 
 
