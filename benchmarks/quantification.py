@@ -360,6 +360,7 @@ def main() -> None:
     parser.add_argument("--populations", nargs="+", choices=POPULATIONS, default=[*POPULATIONS])
     parser.add_argument("--files", nargs="+", default=[*TESTS], help="files of the test faces")
     parser.add_argument("--ways", nargs="+", choices=("rates", "faces"), default=["rates", "faces"])
+    parser.add_argument("--times", type=int, default=1, help="measure on so many times the faces")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--measure", nargs="+", default=["fairface-val"])
@@ -383,7 +384,7 @@ def main() -> None:
         f"{len(faces.band):,} faces; by band, male and female: "
         f"{np.bincount(faces.cell, minlength=2 * BANDS).reshape(BANDS, 2).T.tolist()}"
     )
-    like = read_confusion(confusion_path(find_model(arguments.model))).faces
+    like = arguments.times * read_confusion(confusion_path(find_model(arguments.model))).faces
     console.print(f"the confusion is measured on {int(like.sum()):,} faces: {like.T.tolist()}")
     runs = [("rates", visitors) for visitors in arguments.visitors] + [("faces", 300)]
     for way, visitors in runs:

@@ -207,9 +207,21 @@ def test_tables_say_what_the_charts_show() -> None:
     head, rows = table(PYRAMID)
     assert head[1:3] == ("perceived male, as counted", "perceived male, corrected")
     assert rows[1] == (
-        "3–9", HIDDEN, "1.0 % (0.0 % to 3.0 %)", HIDDEN, "not possible"
+        "3–9", HIDDEN, HIDDEN, HIDDEN, HIDDEN
     )  # fmt: skip
     assert table(HEAT)[1][1][1:3] == (HIDDEN, "100")
+
+
+def test_a_share_that_is_hidden_as_counted_is_hidden_as_corrected_everywhere() -> None:
+    assert PYRAMID.left.raw[1] is None
+    assert PYRAMID.left.corrected[1] is not None
+
+    rows = [row for row in csv.DictReader(io.StringIO(csv_text(PYRAMID))) if row["row"] == "3–9"]
+
+    told = [(row["column"], row["value"], row["state"]) for row in rows]
+    assert (f"{PYRAMID.left.name}, corrected", "", HIDDEN) in told
+    assert all(value == "" for _, value, _ in told)
+    assert f"3–9 {PYRAMID.left.name}: {HIDDEN}" in svg(PYRAMID)
 
 
 def test_csv_has_a_figure_a_line_and_no_formulas() -> None:

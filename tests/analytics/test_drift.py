@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -89,7 +90,7 @@ def test_ages_that_jump_raise_an_alarm(files: Path) -> None:
     young = (0.0,) * 5 + (1.0,) + (0.0,) * 12
     with open_store(files) as store:
         for day in range(12):
-            changes = {"age": young} if day == 11 else {}
+            changes: dict[str, Any] = {"age": young} if day == 11 else {}
             store.add(
                 [
                     visit(1000 * day + n, camera="door", at=FIRST + timedelta(days=day), **changes)

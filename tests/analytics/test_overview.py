@@ -23,7 +23,7 @@ from agelens.analytics.profile import find_confusion
 from agelens.analytics.records import Site, WatchedMinute, milliseconds
 from agelens.analytics.store import Store, open_store
 from agelens.errors import ArgumentError
-from agelens.video.visit import Visit
+from agelens.video.visit import VISIT_BANDS, Visit
 from analytics.people import visit
 
 BERLIN = ZoneInfo("Europe/Berlin")
@@ -333,6 +333,36 @@ def test_shares_of_one_model_are_corrected_by_what_it_confuses(
     corrected = [one.corrected for one in profile.age if one.corrected is not None]
     assert sum(one.value for one in corrected) == pytest.approx(1)
     assert all(one.low <= one.value <= one.high for one in corrected)
+
+
+def test_corrected_shares_are_told_where_counted_ones_are_and_stand_on_lots_alone(
+    store: Store,
+) -> None:
+    day = date(2026, 3, 10)
+    at = datetime(2026, 3, 10, 8, tzinfo=UTC)
+    period = Period(day, day, BERLIN)
+
+    def one(number: int, place: int) -> Visit:
+        ages = tuple(float(band == place) for band in range(len(VISIT_BANDS)))
+        return visit(
+            number, at=at, seed=7, model="agelens-s@1.1", age=ages, female=0.1, gender="male",
+            camera="door-1", staff=False, abstained=False,
+        )  # fmt: skip
+
+    store.add([one(number, 6 + number % 8) for number in range(150)])
+    before = overview(store, period).profile
+    kinds = set()
+    for number in range(150, 180):
+        store.add([one(number, 0)])
+        after = overview(store, period).profile
+        for group in (*after.age, *after.gender, *after.joint):
+            assert (group.corrected is None) == (group.visitors is None), group
+        counts = [[one.visitors for one in profile.joint] for profile in (before, after)]
+        kinds.add(counts[0] == counts[1])
+        # A visitor inside a lot changes no digit of anything that is told.
+        assert (counts[0] == counts[1]) == (before == after)
+        before = after
+    assert kinds == {True, False}
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -202,10 +203,22 @@ def test_the_check_finds_days_that_are_not_the_sums_of_the_visits(store: Store) 
     assert "day_zones" in problem
 
 
+def test_a_large_batch_is_stored_and_a_large_wrong_one_is_not(store: Store) -> None:
+    made = crowd(1200)
+    store.add(made[:600])
+    wrong = [*made[600:1199], replace(made[1199], id=made[0].id)]
+
+    with pytest.raises(StoreError):
+        store.add(wrong)
+
+    assert store.add(made) == Added(stored=600, known=600, expired=0)
+    assert store.check() == ()
+
+
 # --- retention ------------------------------------------------------------------------------------
 
 
-def people(count: int, **changes: object) -> list[Visit]:
+def people(count: int, **changes: Any) -> list[Visit]:
     """Visits of one camera within an hour, none of them staff."""
     return [visit(2 * n, at=NOON + timedelta(seconds=20 * n), **changes) for n in range(count)]
 

@@ -195,12 +195,18 @@ def test_a_camera_process_that_dies_is_started_again_and_counts_as_if_it_had_not
     clip: Path, kept: Store, tmp_path: Path
 ) -> None:
     plan = plan_of(camera_of(clip))
-    watch = Watch(plan, store=kept, processes=True)
+    has_begun = threading.Event()
+
+    def kill_at_first(_: Moment) -> None:
+        if not has_begun.is_set():
+            has_begun.set()
+            for process in multiprocessing.active_children():
+                process.kill()
+
+    watch = Watch(plan, store=kept, processes=True, on_moment=kill_at_first)
     states = set()
     with running(watch):
-        wait_until(lambda: watch.statuses()[0].state == "running")
-        for process in multiprocessing.active_children():
-            process.kill()
+        assert has_begun.wait(30)
         while watch.statuses()[0].state != "ended":
             states.add(watch.statuses()[0].state)
             time.sleep(0.005)
@@ -292,6 +298,7 @@ def test_a_stream_that_dies_is_down_with_its_visits_ended_and_goes_on_when_it_is
             camera.come_back()
             wait_until(lambda: watch.statuses()[0].people == 1)
 
+    assert watch.statuses()[0].state == "ended"
     first, second = kept.visits(ALL)
     assert second.start > first.end
     silent = sum(sample.down_s for sample in kept.health())
@@ -332,6 +339,8 @@ def test_a_stream_that_never_comes_is_shown_as_down_and_says_why(kept: Store) ->
     assert status.message
     assert "secret" not in f"{status}"
     assert status.last_frame_at is None
+    after = watch.statuses()[0]
+    assert (after.state, after.message) == ("down", status.message)
 
 
 # --- handing over ---------------------------------------------------------------------------------

@@ -23,9 +23,9 @@ from agelens.video.camera import Moment
 from agelens.video.plan import WatchPlan, plan_toml
 from agelens.video.visit import Visit
 from analytics.servers import PostgresServer
-from analytics.watched import camera_of, write_visits
+from analytics.watched import EVERY_S, camera_of, write_visits
 
-PEOPLE = 16
+PEOPLE = 11
 ALL = Scope(staff=True)
 
 
@@ -181,14 +181,14 @@ def test_a_run_ends_when_the_last_visit_is_in_a_server_that_was_away_at_the_end(
     back = threading.Timer(1.5, postgres.start)
 
     def see(moment: Moment) -> None:
-        if moment.people and not postgres_is_away.is_set():
+        if moment.pts_us > 1e6 * (EVERY_S - 0.3) and not postgres_is_away.is_set():
             postgres_is_away.set()
             postgres.stop("immediate")
             back.start()
 
     postgres_is_away = threading.Event()
     plan = WatchPlan(cameras=(camera_of(path),), store=where)
-    with open_store(where) as store:
+    with open_store(where, patience_s=0.2) as store:
         Watch(plan, store=store, on_moment=see, spool=tmp_path / "waiting.sqlite").run()
         back.join()
         found = list(store.visits(ALL))

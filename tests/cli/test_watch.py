@@ -108,6 +108,7 @@ WRONG = {
     "an unknown zone": (("a.mp4", "--timezone", "Mars/Olympus"), "no time zone 'Mars/Olympus'"),
     "no address": (("a.mp4", "--listen", "8080"), "expected HOST:PORT"),
     "an unknown model": (("a.mp4", "--model", "none"), "none"),
+    "a folder as store": (("a.mp4", "--store", "."), "a folder; give a file in it"),
     "another database": (("a.mp4", "--store", "mysql://db/x"), "SQLite file or a postgresql://"),
 }
 
@@ -158,8 +159,9 @@ def test_the_pages_are_served_meanwhile_until_a_signal_ends_it_in_order(
             assert answer.headers.get_content_type() == "text/html"
     finally:
         program.send_signal(signal.SIGTERM)
-        out, _ = program.communicate(timeout=30)
+        out, rest = program.communicate(timeout=30)
     assert program.returncode == 0
+    assert rest == ""
     assert out.startswith(f"{PEOPLE} visitors")
 
 

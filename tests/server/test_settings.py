@@ -116,7 +116,7 @@ def test_a_port_that_is_taken_is_told(tmp_path: Path) -> None:
         outcome = agelens("serve", "--port", str(taken.getsockname()[1]))
 
     assert outcome.status == 2
-    assert "choose another --port" in outcome.err
+    assert "choose another port" in outcome.err
 
 
 def test_a_setting_without_a_value_is_told() -> None:

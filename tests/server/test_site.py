@@ -78,7 +78,7 @@ def test_it_can_be_stopped_twice_and_before_it_has_begun(month: Path) -> None:
 def test_an_address_that_is_taken_is_told(month: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         app = create_site_app(ServerSettings(port=taken.getsockname()[1]), store=month, zone=BERLIN)
-        with pytest.raises(ArgumentError, match="choose another --port"):
+        with pytest.raises(ArgumentError, match="choose another port"):
             serve_site(app)
 
 

@@ -199,7 +199,7 @@ def test_what_is_told_of_few_people_is_their_number_alone(people: int, shares_fr
     assert told == {name: other[name] for name in told}, "two audiences can be told apart"
 
 
-def test_shares_are_told_of_three_people_and_not_of_a_lone_visitor_unless_the_plan_says_so() -> None:
+def test_shares_of_a_lone_visitor_are_not_told_unless_the_plan_says_so() -> None:
     assert AudiencePlan().shares_from == 3
     assert len(state_of(moment([person(8)] * 3)).to_dict()["groups"]) > 0
     assert state_of(moment([person(8)])).to_dict()["groups"] == []

@@ -191,6 +191,11 @@ class CameraRun:
         self._stopping.set()
         source = self._source
         if source is not None and source.is_live:
+            found = source.status()
+            never_came = found.last_frame_at is None and found.message != ""
+            if found.state != "ended" and (found.state == "down" or never_came):
+                # Once it is closed, nothing says that it was away.
+                self._tell(state="down", people=0, message=found.message)
             source.close()
 
     def tick(self) -> None:
@@ -221,7 +226,7 @@ class CameraRun:
         if source is None:
             return told
         found = source.status()
-        has_own_end = told.state in ("failed", "stopped", "known")
+        has_own_end = told.state in ("failed", "stopped", "known", "down")
         return replace(
             told,
             state=told.state if has_own_end else found.state,

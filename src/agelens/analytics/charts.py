@@ -88,7 +88,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Side:
-    """Shares (0..1) by group, as counted and corrected, with intervals; None when not told."""
+    """Shares (0..1) by group, as counted and corrected, with intervals; None when not told.
+
+    Where nothing is told as counted nothing is told as corrected, whatever it is.
+    """
 
     name: str
     raw: tuple[Interval | None, ...]
@@ -391,10 +394,9 @@ def _cell(value: float | None, kind: Kind, absent: bool) -> str:
 
 def _both(side: Side, place: int) -> tuple[str, str]:
     raw, corrected = side.raw[place], side.corrected[place]
-    return (
-        HIDDEN if raw is None else interval_text(raw),
-        "not possible" if corrected is None else interval_text(corrected),
-    )
+    if raw is None:
+        return HIDDEN, HIDDEN
+    return interval_text(raw), "not possible" if corrected is None else interval_text(corrected)
 
 
 def value_text(value: float, kind: Kind) -> str:
@@ -469,8 +471,12 @@ def _figure(row: str, column: str, value: float | None, gone: bool) -> Figure:
 def _share_figures(row: str, side: Side, place: int) -> Iterator[Figure]:
     prefix = f"{side.name}, " if side.name else ""
     raw, corrected = side.raw[place], side.corrected[place]
-    name = f"{prefix}as counted"
-    yield Figure(row, name, None, state=HIDDEN) if raw is None else Figure(row, name, *raw)
+    if raw is None:
+        yield Figure(row, f"{prefix}as counted", None, state=HIDDEN)
+        if any(one is not None for one in side.corrected):
+            yield Figure(row, f"{prefix}corrected", None, state=HIDDEN)
+        return
+    yield Figure(row, f"{prefix}as counted", *raw)
     if corrected is not None:
         yield Figure(row, f"{prefix}corrected", *corrected)
 
@@ -945,11 +951,11 @@ def _draw_share(
 ) -> None:
     """One bar with its interval; a negative scale draws to the left."""
     raw, corrected = side.raw[place], side.corrected[place]
-    found = corrected or raw
     name = f"{label} {side.name}".strip()
-    if found is None:
+    if raw is None:
         canvas.hatched(start if scale > 0 else start - 14, y - 6, 14, 12, f"{name}: {HIDDEN}")
         return
+    found = corrected or raw
     value, low, high = (scale * one for one in found)
     left = min(start, start + value)
     title = f"{name}: {interval_text(found)}"
@@ -958,7 +964,7 @@ def _draw_share(
     canvas.line(start + low, y, start + high, y, "1", width=1.8)
     for end in (low, high):
         canvas.line(start + end, y - 3, start + end, y + 3, "1", width=1.8)
-    if corrected is not None and raw is not None:
+    if corrected is not None:
         x = start + scale * raw[0]
         canvas.line(x, y - 7.5, x, y + 7.5, "2", width=2.2)
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
+from itertools import groupby
+from operator import itemgetter
 from typing import Final
 
 import numpy as np
@@ -85,11 +87,16 @@ def read_watching(found: Premises, first: date, last: date, now: datetime) -> tu
         seconds = {place: np.zeros(len(moments)) for place in found.places if place[0] in sites}
         known = set()
         scope = found.scope(clock, sites, before, last)
-        for site, camera, start, watched in found.store.watched_quarters(scope):
-            at = (milliseconds(start) - int(moments[0])) // QUARTER_MS if len(moments) else -1
-            if (site, camera) in seconds and 0 <= at < len(moments):
-                seconds[site, camera][at] = min(watched, _QUARTER_S)
-                known.add((site, camera))
+        rows = found.store.watched_quarters(scope)
+        for place, held in groupby(rows, key=itemgetter(0, 1)):
+            if place in seconds and len(moments):
+                starts, watched_s = zip(*(row[2:] for row in held), strict=True)
+                at = np.array([milliseconds(one) for one in starts], np.int64) - moments[0]
+                at //= QUARTER_MS
+                inside = (at >= 0) & (at < len(moments))
+                seconds[place][at[inside]] = np.minimum(watched_s, _QUARTER_S)[inside]
+                if inside.any():
+                    known.add(place)
         deleted = found.deleted_before(clock)
         since = 0 if deleted is None else deleted.toordinal()
         for place, watched_s in seconds.items():

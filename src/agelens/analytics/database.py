@@ -333,6 +333,8 @@ def _scripts() -> tuple[Any, Any]:
 
 Conflict = Literal["add", "ignore", "replace"]
 
+_MANY_ROWS: Final = 500
+
 
 def insert_rows(
     connection: sa.Connection,
@@ -355,20 +357,57 @@ def insert_rows(
     if not rows:
         return
     names = [column.name for column in table.columns]
-    keys = [column.name for column in table.primary_key.columns]
+    listed = ", ".join(names)
+    ending = _on_conflict(table, conflict, where)
+    if connection.dialect.name == "postgresql" and len(rows) >= _MANY_ROWS:
+        _copy_rows(connection, table, listed, rows, ending)
+        return
     mark = "?" if connection.dialect.paramstyle == "qmark" else "%s"
-    statement = (
-        f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({', '.join([mark] * len(names))})"
-    )
-    adds = conflict == "add"
-    changes = ", ".join(
-        f"{name} = " + (f"{table.name}.{name} + " if adds else "") + f"excluded.{name}"
-        for name in names
-        if name not in keys
-    )
-    if conflict == "ignore" or (conflict is not None and not changes):
-        statement += f" ON CONFLICT ({', '.join(keys)}) DO NOTHING"
-    elif conflict is not None:
-        statement += f" ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {changes}"
-        statement += f" WHERE {where}" if where else ""
+    values = ", ".join([mark] * len(names))
+    statement = f"INSERT INTO {table.name} ({listed}) VALUES ({values}){ending}"
     connection.exec_driver_sql(statement, [tuple(row) for row in rows])
+
+
+def _on_conflict(table: sa.Table, conflict: Conflict | None, where: str) -> str:
+    if conflict is None:
+        return ""
+    keys = ", ".join(column.name for column in table.primary_key.columns)
+    old = f"{table.name}.{{0}} + " if conflict == "add" else ""
+    changes = [
+        f"{column.name} = {old.format(column.name)}excluded.{column.name}"
+        for column in table.columns
+        if not column.primary_key
+    ]
+    if conflict == "ignore" or not changes:
+        return f" ON CONFLICT ({keys}) DO NOTHING"
+    condition = f" WHERE {where}" if where else ""
+    return f" ON CONFLICT ({keys}) DO UPDATE SET {', '.join(changes)}{condition}"
+
+
+def _copy_rows(
+    connection: sa.Connection,
+    table: sa.Table,
+    listed: str,
+    rows: Sequence[Sequence[Any]],
+    ending: str,
+) -> None:
+    """Send rows as one stream to a table of this connection, and insert them from there."""
+    import psycopg
+    import sqlalchemy as sa
+
+    staged = f"staged_{table.name}"
+    connection.exec_driver_sql(
+        f"CREATE TEMPORARY TABLE IF NOT EXISTS {staged} (LIKE {table.name}) ON COMMIT DELETE ROWS"
+    )
+    statement = f"COPY {staged} ({listed}) FROM STDIN"
+    try:
+        driver: Any = connection.connection.driver_connection
+        with driver.cursor() as cursor, cursor.copy(statement) as stream:
+            for row in rows:
+                stream.write_row(row)
+    except psycopg.Error as error:
+        raise sa.exc.DBAPIError.instance(statement, None, error, psycopg.Error) from error
+    connection.exec_driver_sql(
+        f"INSERT INTO {table.name} ({listed}) SELECT {listed} FROM {staged}{ending}"
+    )
+    connection.exec_driver_sql(f"TRUNCATE {staged}")

@@ -254,15 +254,20 @@ def _day_values(
         found["faces"] = day.faces_a_frame, [one.faces_a_frame for one in past]
     before = [counts for day, counts in bands.items() if day < last]
     if last in bands and len(before) >= MIN_DAYS:
-        total = np.sum(before, axis=0)
-        apart = [_distance(counts, total - counts) for counts in before]
-        found["ages"] = _distance(bands[last], total), apart
+        past_counts = np.array(before)
+        total = past_counts.sum(axis=0)
+        apart = _distances(past_counts, total - past_counts).tolist()
+        found["ages"] = float(_distances(bands[last][None], total[None])[0]), apart
     return found
 
 
-def _distance(one: Counts, other: Counts) -> float:
-    """Share of the visitors that would have to change their band (total variation)."""
-    return float(np.abs(one / one.sum() - other / other.sum()).sum() / 2)
+def _distances(some: Counts, others: Counts) -> NDArray[np.float64]:
+    """(N, B) twice: share of the visitors who would have to change their band, row by row.
+
+    This is the total variation; rows have a visitor or more.
+    """
+    apart = some / some.sum(axis=1, keepdims=True) - others / others.sum(axis=1, keepdims=True)
+    return np.asarray(np.abs(apart).sum(axis=1) / 2)
 
 
 def expect(measure: Measure, past: Sequence[float], chance: float) -> Expected:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import date, datetime, timedelta
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -275,8 +276,8 @@ def _kept_rows(
 
 
 def _by_place(rows: Iterable[_Row]) -> Iterator[tuple[Place, list[_Row]]]:
-    ordered = sorted(rows, key=lambda row: row[:3])
-    for place, held in groupby(ordered, key=lambda row: row[:2]):
+    ordered = sorted(rows, key=itemgetter(0, 1, 2))
+    for place, held in groupby(ordered, key=itemgetter(0, 1)):
         yield place, list(held)
 
 

@@ -45,7 +45,8 @@ class GroupShare:
         name: "13-17", "70+", "female", or "13-17 female".
         visitors: As counted.
         raw: As counted, with its interval from sampling and rounding; None where too few.
-        corrected: Taken back by the model's confusion; None when that is not possible.
+        corrected: Taken back by the model's confusion; None when that is not possible, and where
+            too few were counted: nobody who may be shown would stand behind it.
         test_faces: Faces behind the correction.
     """
 
@@ -220,16 +221,19 @@ def _profile(
 
     def shares(labels: Sequence[str], counts: Whole, by: Sequence[Share]) -> tuple[GroupShare, ...]:
         whole = int(counts.sum())
-        return tuple(
-            GroupShare(
-                label,
-                found.lots.shown(int(count)),
-                _raw(int(count), whole, thinning, found.lots.minimum),
-                by[place].corrected if by else None,
-                by[place].test_faces if by else 0,
+        groups = []
+        for place, (label, count) in enumerate(zip(labels, counts.ravel(), strict=True)):
+            visitors = found.lots.shown(int(count))
+            groups.append(
+                GroupShare(
+                    label,
+                    visitors,
+                    _raw(int(count), whole, thinning, found.lots.minimum),
+                    by[place].corrected if by and visitors is not None else None,
+                    by[place].test_faces if by else 0,
+                )
             )
-            for place, (label, count) in enumerate(zip(labels, counts.ravel(), strict=True))
-        )
+        return tuple(groups)
 
     return Profile(
         visitors=found.lots.shown(total),

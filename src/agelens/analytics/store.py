@@ -150,6 +150,8 @@ class Store:
         self._path: Path | None = path
         if self.read_only and not path.exists():
             raise StoreError(f"{path}: no such store")
+        if path.is_dir():
+            raise StoreError(f"{path}: a folder; give a file in it, as {path / 'visits.sqlite'}")
         if not self.read_only:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._lock = WriterLock(path)

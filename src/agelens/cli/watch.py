@@ -379,7 +379,7 @@ def _watch(
             output_console().print(json.dumps(summary.to_dict()), markup=False, soft_wrap=True)
         else:
             _print_summary(summary, watching.site.zone)
-        _print_notes(watching, statuses)
+        _print_notes(watching, statuses, told=progress and not error_console().is_terminal)
         if listen is not None and not stop.asked:
             error_console().print("all sources have ended; still serving, Ctrl-C ends it")
             stay.wait()
@@ -576,7 +576,8 @@ def _clock(seconds: float) -> str:
     return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
 
 
-def _print_notes(watching: Watch, statuses: Sequence[CameraStatus]) -> None:
+def _print_notes(watching: Watch, statuses: Sequence[CameraStatus], *, told: bool) -> None:
+    """What is to be known at the end; ``told``: how each camera ended stands there already."""
     for one in statuses:
         if one.state == "known":
             _say(f"{one.camera}: {one.message}; not counted again (--again counts it anew)")
@@ -585,7 +586,7 @@ def _print_notes(watching: Watch, statuses: Sequence[CameraStatus]) -> None:
                 f"{one.camera}: stopped at {_clock(one.position_s)}; the same command goes on "
                 "from there, and counts those who were in view"
             )
-        elif one.state in _BAD:
+        elif one.state in _BAD and not told:
             _say(f"{one.camera}: {one.state}: {one.message}")
     if watching.expired:
         _say(

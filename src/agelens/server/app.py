@@ -322,7 +322,7 @@ def listen(settings: ServerSettings) -> socket.socket:
         listener.close()
         raise ArgumentError(
             f"cannot listen on {settings.host} port {settings.port}: {error.strerror}; "
-            "choose another --port"
+            "choose another port"
         ) from error
     return listener
 

@@ -92,7 +92,7 @@ function showPeriod({ title, against, overview, charts }, query) {
   state.overview = overview;
   byId("period-title").textContent = title;
   show(byId("period-title"));
-  byId("alarms").replaceChildren(...overview.alarms.map(alarmNotice));
+  byId("alarms").replaceChildren(...byCamera(overview.alarms).map(alarmNotice));
   byId("figures").replaceChildren(...figures(overview, against));
   byId("profile-reason").textContent = overview.profile.reason;
   show(byId("profile-reason"), overview.profile.reason !== "");
@@ -103,8 +103,23 @@ function showPeriod({ title, against, overview, charts }, query) {
   showCameras();
 }
 
-function alarmNotice(alarm) {
-  return element("p", { class: "notice warn" }, element("b", {}, `${alarm.camera}: something has changed`), alarm.words);
+/** Alarms of one camera together, in the order in which the cameras first come. */
+function byCamera(alarms) {
+  const found = new Map();
+  for (const alarm of alarms) {
+    const name = JSON.stringify([alarm.site, alarm.camera]);
+    found.set(name, [...(found.get(name) ?? []), alarm]);
+  }
+  return [...found.values()];
+}
+
+function alarmNotice(alarms) {
+  return element(
+    "div",
+    { class: "notice warn" },
+    element("b", {}, `${alarms[0].camera}: something has changed`),
+    element("ul", { class: "alarm-words" }, ...alarms.map((alarm) => element("li", {}, alarm.words))),
+  );
 }
 
 function figures(overview, against) {
