@@ -23,6 +23,7 @@ from agelens.cli import models as _models
 from agelens.cli import report as _report
 from agelens.cli import serve as _serve
 from agelens.cli import train as _train
+from agelens.cli import visits as _visits
 from agelens.cli import watch as _watch
 from agelens.cli.console import error_console
 from agelens.errors import AgeLensError
@@ -50,6 +51,7 @@ app.add_typer(_keys.app, name="keys")
 app.command("serve")(_serve.serve)
 app.command("watch")(_watch.watch)
 app.command("report")(_report.report)
+app.add_typer(_visits.app, name="visits")
 
 
 def _print_version(wanted: bool) -> None:

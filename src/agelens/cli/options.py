@@ -4,10 +4,13 @@ Options that several commands have, each said once.
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from agelens.errors import ArgumentError
 
 AcceptLicence = Annotated[
     bool, typer.Option("--accept-licence", help="Use a model licensed for research only.")
@@ -41,3 +44,15 @@ ModelName = Annotated[
     str, typer.Argument(help="Model: a name, a .onnx file with its card, or insightface:DIR.")
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Bootstrap draws behind the 95 % intervals.")]
+
+
+def parse_day(option: str, text: str) -> date:
+    """The day that an option names.
+
+    Raises:
+        ArgumentError: It is none.
+    """
+    try:
+        return date.fromisoformat(text)
+    except ValueError as error:
+        raise ArgumentError(f"{option} {text}: expected a day as 2026-03-01") from error

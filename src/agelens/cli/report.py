@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal, get_args
 
@@ -12,6 +11,7 @@ import typer
 from rich.markup import escape
 
 from agelens.cli.console import error_console, output_console
+from agelens.cli.options import parse_day
 from agelens.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -132,19 +132,12 @@ def _period(name: PeriodName | None, first: str | None, last: str | None, zone: 
         if last is not None:
             raise ArgumentError("--to needs --from: which day is the first?")
         return last_period(name or "week", zone)
-    begin = _day("--from", first)
+    begin = parse_day("--from", first)
     if name is None:
-        return Period(begin, begin if last is None else _day("--to", last), zone)
+        return Period(begin, begin if last is None else parse_day("--to", last), zone)
     if last is not None:
         raise ArgumentError("give --period or --to, not both")
     return Period.containing(name, begin, zone)
-
-
-def _day(option: str, text: str) -> date:
-    try:
-        return date.fromisoformat(text)
-    except ValueError as error:
-        raise ArgumentError(f"{option} {text}: expected a day as 2026-03-01") from error
 
 
 def _format_of(output: Path | None) -> ReportFormat:
