@@ -44,6 +44,25 @@ ModelName = Annotated[
     str, typer.Argument(help="Model: a name, a .onnx file with its card, or insightface:DIR.")
 ]
 Samples = Annotated[int, typer.Option(min=1, help="Bootstrap draws behind the 95 % intervals.")]
+FirstDay = Annotated[
+    str | None, typer.Option("--from", metavar="DATE", help="First day, as 2026-03-01.")
+]
+LastDay = Annotated[
+    str | None, typer.Option("--to", metavar="DATE", help="Last day; by default the first.")
+]
+VisitCameras = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--camera", help="Name of a camera; may be repeated; by default all.", show_default=False
+    ),
+]
+VisitSites = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--site", help="Name of a site; may be repeated; by default all.", show_default=False
+    ),
+]
+VisitStore = Annotated[str, typer.Option(help="File, or postgresql:// URL, with the visits.")]
 
 
 def parse_day(option: str, text: str) -> date:

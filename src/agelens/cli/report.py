@@ -11,7 +11,14 @@ import typer
 from rich.markup import escape
 
 from agelens.cli.console import error_console, output_console
-from agelens.cli.options import parse_day
+from agelens.cli.options import (
+    FirstDay,
+    LastDay,
+    VisitCameras,
+    VisitSites,
+    VisitStore,
+    parse_day,
+)
 from agelens.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -25,25 +32,15 @@ ReportFormat = Literal["html", "pdf", "csv"]
 
 
 def report(
-    store: Annotated[str, typer.Option(help="File, or postgresql:// URL, with the visits.")],
+    store: VisitStore,
     period: Annotated[
         PeriodName | None,
         typer.Option(help="The last one that is over; with --from the one with that day."),
     ] = None,
-    first: Annotated[
-        str | None, typer.Option("--from", metavar="DATE", help="First day, as 2026-03-01.")
-    ] = None,
-    last: Annotated[
-        str | None, typer.Option("--to", metavar="DATE", help="Last day; by default the first.")
-    ] = None,
-    site: Annotated[
-        list[str] | None,
-        typer.Option(help="Name of a site; may be repeated; by default all.", show_default=False),
-    ] = None,
-    camera: Annotated[
-        list[str] | None,
-        typer.Option(help="Name of a camera; may be repeated; by default all.", show_default=False),
-    ] = None,
+    first: FirstDay = None,
+    last: LastDay = None,
+    site: VisitSites = None,
+    camera: VisitCameras = None,
     zone: Annotated[
         str | None, typer.Option(help="Only visitors who stayed in this zone.", show_default=False)
     ] = None,

@@ -11,7 +11,14 @@ import typer
 from rich.markup import escape
 
 from agelens.cli.console import error_console
-from agelens.cli.options import parse_day
+from agelens.cli.options import (
+    FirstDay,
+    LastDay,
+    VisitCameras,
+    VisitSites,
+    VisitStore,
+    parse_day,
+)
 from agelens.errors import ArgumentError
 
 if TYPE_CHECKING:
@@ -22,27 +29,15 @@ app = typer.Typer(
     no_args_is_help=True,
 )
 
-StoreOption = Annotated[str, typer.Option(help="File, or postgresql:// URL, with the visits.")]
-
 
 @app.command("export")
 def export(
     output: Annotated[Path, typer.Argument(help="A new .csv or .parquet file.")],
-    store: StoreOption,
-    first: Annotated[
-        str | None, typer.Option("--from", metavar="DATE", help="First day, as 2026-03-01.")
-    ] = None,
-    last: Annotated[
-        str | None, typer.Option("--to", metavar="DATE", help="Last day; by default the first.")
-    ] = None,
-    site: Annotated[
-        list[str] | None,
-        typer.Option(help="Name of a site; may be repeated; by default all.", show_default=False),
-    ] = None,
-    camera: Annotated[
-        list[str] | None,
-        typer.Option(help="Name of a camera; may be repeated; by default all.", show_default=False),
-    ] = None,
+    store: VisitStore,
+    first: FirstDay = None,
+    last: LastDay = None,
+    site: VisitSites = None,
+    camera: VisitCameras = None,
     staff: Annotated[bool, typer.Option("--staff", help="Visits of staff too.")] = False,
     timezone: Annotated[
         str,
@@ -71,7 +66,7 @@ def retain(
     days: Annotated[
         int, typer.Option(min=0, help="Whole days to keep besides today; older visits go.")
     ],
-    store: StoreOption,
+    store: VisitStore,
     timezone: Annotated[str, typer.Option(help="Time zone of the days.")] = "UTC",
     minimum: Annotated[int, typer.Option(min=1, help="Fewest visitors of a sum that is kept.")] = 5,
 ) -> None:
@@ -89,7 +84,7 @@ def retain(
 
 
 @app.command("check")
-def check(store: StoreOption) -> None:
+def check(store: VisitStore) -> None:
     """Look for damage: the file's own check, and whether all sums are those of the visits.
 
     Exit status 0 when nothing is wrong, 1 otherwise.
@@ -108,7 +103,7 @@ def check(store: StoreOption) -> None:
 @app.command("copy")
 def copy(
     target: Annotated[str, typer.Argument(help="Store to copy into: a file or a URL.")],
-    store: StoreOption,
+    store: VisitStore,
 ) -> None:
     """Copy a store into another one, as from SQLite to PostgreSQL.
 
